@@ -1,0 +1,127 @@
+"""The one record that passes between stages, (id, text, source), and the Parquet files that hold it.
+
+Files are read and written a bounded batch at a time, so the memory in use does not depend on the size of the corpus.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.files import atomic_path
+
+SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
+ROW_GROUP_BYTES = 8 * 2**20
+ROW_GROUP_DOCUMENTS = 2**14
+FILE_BYTES = 256 * 2**20
+
+
+class DocumentWriter:
+    """Writes the documents of one source to `<source>-00000.parquet` and its successors, a row group at a time.
+
+    Use as a context manager; `record` has the counts and the fingerprint of the content when the block has ended.
+    """
+
+    def __init__(self, folder: Path, source: str):
+        self.folder, self.source = folder, source
+        self.documents = self.text_bytes = 0
+        self._files = self._file_bytes = 0
+        self._open = ExitStack()
+        self._writer: pq.ParquetWriter | None = None
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_documents = self._pending_bytes = 0
+        # Hashed apart and as streams, so that the fingerprint does not depend on how documents were batched.
+        self._hashes = {name: hashlib.sha256() for name in ("ids", "texts", "lengths")}
+
+    def __enter__(self) -> "DocumentWriter":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if kind is None:
+            self._flush()
+            self._open.close()
+        else:
+            self._open.__exit__(kind, error, trace)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Append documents given as columns `id` and `text`; other columns are not looked at."""
+        if batch.num_rows == 0:
+            return
+        ids, texts = batch.column("id"), batch.column("text")
+        lengths = text_lengths(texts)
+        size = int(lengths.sum())
+        self._hashes["ids"].update(("\n".join(ids.to_pylist()) + "\n").encode())
+        self._hashes["texts"].update(text_buffer(texts))
+        self._hashes["lengths"].update(lengths.astype("<i8").tobytes())
+        self._pending.append(pa.record_batch([ids, texts, pa.repeat(self.source, batch.num_rows)], schema=SCHEMA))
+        self._pending_documents += batch.num_rows
+        self._pending_bytes += size
+        self.documents += batch.num_rows
+        self.text_bytes += size
+        if self._pending_bytes >= ROW_GROUP_BYTES or self._pending_documents >= ROW_GROUP_DOCUMENTS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        if self._writer is None:
+            path = self.folder / f"{self.source}-{self._files:05d}.parquet"
+            temporary = self._open.enter_context(atomic_path(path))
+            self._writer = self._open.enter_context(pq.ParquetWriter(temporary, SCHEMA, compression="zstd"))
+        self._writer.write_table(pa.Table.from_batches(self._pending), row_group_size=self._pending_documents)
+        self._file_bytes += self._pending_bytes
+        self._pending, self._pending_documents, self._pending_bytes = [], 0, 0
+        if self._file_bytes >= FILE_BYTES:
+            self._open.close()
+            self._writer, self._file_bytes, self._files = None, 0, self._files + 1
+
+    @property
+    def record(self) -> dict[str, Any]:
+        digest = hashlib.sha256("".join(part.hexdigest() for part in self._hashes.values()).encode())
+        return {"documents": self.documents, "text_bytes": self.text_bytes, "fingerprint": digest.hexdigest()}
+
+
+def text_offsets(texts: pa.Array) -> np.ndarray:
+    """Where each text starts in the memory of a string column, and where the last one ends."""
+    return np.frombuffer(texts.buffers()[1], np.int32, len(texts) + 1, 4 * texts.offset)
+
+
+def text_lengths(texts: pa.Array) -> np.ndarray:
+    """UTF-8 bytes of each text of a string column, as int64."""
+    return np.diff(text_offsets(texts)).astype(np.int64)
+
+
+def text_buffer(texts: pa.Array) -> memoryview:
+    """The UTF-8 of a string column as one piece of memory, without a copy."""
+    offsets = text_offsets(texts)
+    return memoryview(texts.buffers()[2] or b"")[offsets[0] : offsets[-1]]
+
+
+def files(folder: Path, source: str) -> list[Path]:
+    """The Parquet files of one source, in the order in which they were written."""
+    return sorted(folder.glob(f"{source}-[0-9][0-9][0-9][0-9][0-9]*.parquet"))
+
+
+def read(folder: Path, source: str) -> Iterator[pa.RecordBatch]:
+    """The documents of one source, a row group at a time."""
+    for path in files(folder, source):
+        with pq.ParquetFile(path) as parquet:
+            for group in range(parquet.num_row_groups):
+                yield from parquet.read_row_group(group).combine_chunks().to_batches()
+
+
+def read_one(folder: Path, source: str, k: int) -> dict[str, str] | None:
+    """Document `k` of one source, None where there are fewer. Reads no more than its row group."""
+    for path in files(folder, source):
+        with pq.ParquetFile(path) as parquet:
+            for group in range(parquet.num_row_groups):
+                rows = parquet.metadata.row_group(group).num_rows
+                if k < rows:
+                    return parquet.read_row_group(group).slice(k, 1).to_pylist()[0]
+                k -= rows
+    return None

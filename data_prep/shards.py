@@ -1,0 +1,288 @@
+"""Token shards on disk: Megatron-LM's `.bin`/`.idx` pairs and the manifest that names them, written and read.
+
+A `.bin` file is the token ids of whole documents, one after another; its `.idx` file holds their lengths and offsets.
+A shard belongs to one source and one split. `manifest.json` gives every count and checksum, so that opening a corpus
+scans nothing.
+"""
+
+import hashlib
+import struct
+from bisect import bisect_right
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from data_prep.files import InputError, atomic_path, fingerprint, read_json, sha256_file, write_bytes, write_json
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+SPLITS = ("train", "validation", "test")
+
+# The index starts with a magic, a version, a type code, the number of sequences and the number of document boundaries.
+# After it stand int32 lengths, int64 byte offsets and int64 document boundaries. A document is one sequence here.
+HEADER = struct.Struct("<9sQBQQ")
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+CODES = {"uint16": 8, "int32": 4}
+REMAKE = "run `python -m data_prep run` again"
+
+
+def dtype_for(vocab_size: int) -> str:
+    """The narrowest of the two types in use that holds every id of a vocabulary."""
+    return "uint16" if vocab_size < 2**16 else "int32"
+
+
+@dataclass(frozen=True)
+class Shard:
+    file: str
+    """Path of the pair relative to the manifest, without suffix."""
+    source: str
+    documents: int
+    tokens: int
+    text_bytes: int
+    """UTF-8 bytes of the documents' text, end-of-text tokens not counted."""
+    sha256: Mapping[str, str]
+    """Checksums of the two files, under "bin" and "idx"."""
+
+
+class ShardWriter:
+    """Writes the documents of one source and split to consecutive shards of at most `shard_tokens` tokens.
+
+    A document longer than that has a shard to itself: documents never cross a shard's end.
+    Use as a context manager; `shards` is complete when the block has ended.
+    """
+
+    def __init__(self, folder: Path, split: str, source: str, dtype: str, shard_tokens: int):
+        self.folder, self.split, self.source, self.dtype, self.shard_tokens = folder, split, source, dtype, shard_tokens
+        self.shards: list[Shard] = []
+        self._start_shard()
+
+    def _start_shard(self) -> None:
+        self._open = ExitStack()
+        self._stream: BinaryIO | None = None
+        self._hash = hashlib.sha256()
+        self._lengths: list[np.ndarray] = []
+        self._tokens = self._text_bytes = 0
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if kind is None:
+            self._finish_shard()
+        else:
+            self._open.__exit__(kind, error, trace)
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: np.ndarray) -> None:
+        """Append documents: their ids one after another, and for each document its count of ids and of UTF-8 bytes."""
+        ends = np.cumsum(lengths, dtype=np.int64)
+        done = 0
+        while done < len(lengths):
+            begin = int(ends[done - 1]) if done else 0
+            room = self.shard_tokens - self._tokens
+            fitting = int(np.searchsorted(ends, begin + room, side="right"))
+            if fitting <= done and self._tokens:
+                self._finish_shard()
+                continue
+            stop = max(fitting, done + 1)
+            self._append(tokens[begin : ends[stop - 1]], lengths[done:stop], int(text_bytes[done:stop].sum()))
+            done = stop
+
+    def _append(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int) -> None:
+        if self._stream is None:
+            temporary = self._open.enter_context(atomic_path(self._path().with_suffix(".bin")))
+            self._stream = self._open.enter_context(open(temporary, "wb"))
+        content = tokens.astype(self.dtype).tobytes()
+        self._stream.write(content)
+        self._hash.update(content)
+        self._lengths.append(lengths.astype(np.int32))
+        self._tokens += len(tokens)
+        self._text_bytes += text_bytes
+
+    def _path(self) -> Path:
+        return self.folder / self.split / f"{self.source}-{len(self.shards):05d}"
+
+    def _finish_shard(self) -> None:
+        if self._stream is None:
+            return
+        path = self._path()
+        self._open.close()
+        lengths = np.concatenate(self._lengths)
+        index = index_bytes(lengths, self.dtype)
+        write_bytes(path.with_suffix(".idx"), index)
+        sha256 = {"bin": self._hash.hexdigest(), "idx": hashlib.sha256(index).hexdigest()}
+        file = f"{self.split}/{path.name}"
+        self.shards.append(Shard(file, self.source, len(lengths), self._tokens, self._text_bytes, sha256))
+        self._start_shard()
+
+
+def index_bytes(lengths: np.ndarray, dtype: str) -> bytes:
+    """The content of an `.idx` file for documents of these lengths."""
+    count = len(lengths)
+    offsets = np.zeros(count, np.int64)
+    np.cumsum(lengths[:-1], out=offsets[1:])
+    offsets *= np.dtype(dtype).itemsize
+    header = HEADER.pack(MAGIC, VERSION, CODES[dtype], count, count + 1)
+    return (
+        header + lengths.astype(np.int32).tobytes() + offsets.tobytes() + np.arange(count + 1, dtype=np.int64).tobytes()
+    )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards holds: token type, vocabulary, sources and the shards of each split."""
+
+    folder: Path
+    dtype: str
+    vocab_size: int
+    end_of_text: int
+    tokenizer: str
+    """Fingerprint of the tokenizer that made the ids; its file `tokenizer.json` lies beside the manifest."""
+    sources: list[dict[str, Any]]
+    splits: dict[str, tuple[Shard, ...]]
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Manifest":
+        """Read `manifest.json`, given as the file itself or as its folder."""
+        path = Path(path)
+        file = path / MANIFEST if path.is_dir() else path
+        if not file.is_file():
+            raise InputError(
+                f"There is no token manifest at {file}: {REMAKE} or give the folder that holds {MANIFEST}."
+            )
+        content = read_json(file)
+        try:
+            if content["format"] != FORMAT:
+                raise InputError(
+                    f"{file} has format {content['format']}, this version reads format {FORMAT}: {REMAKE}."
+                )
+            splits = {name: tuple(Shard(**shard) for shard in shards) for name, shards in content["splits"].items()}
+            fields = {name: content[name] for name in ("dtype", "vocab_size", "end_of_text", "tokenizer", "sources")}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{file} is not a token manifest ({type(error).__name__} {error}): {REMAKE}.") from None
+        return cls(folder=file.parent, splits=splits, **fields)
+
+    def save(self) -> None:
+        content = {name: value for name, value in asdict(self).items() if name != "folder"}
+        write_json(self.folder / MANIFEST, {"format": FORMAT, **content})
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the tokens and their meaning; the same wherever the folder lies and whatever made it."""
+        shards = {
+            split: [[shard.source, shard.documents, shard.tokens, dict(shard.sha256)] for shard in shards]
+            for split, shards in self.splits.items()
+        }
+        return fingerprint([self.dtype, self.vocab_size, self.end_of_text, self.tokenizer, shards])
+
+    def shards(self, split: str) -> tuple[Shard, ...]:
+        if not self.splits.get(split):
+            have = ", ".join(name for name, shards in self.splits.items() if shards) or "none"
+            raise InputError(f"{self.folder} has no tokens in split {split!r}; splits with tokens: {have}.")
+        return self.splits[split]
+
+    def tokens(self, split: str) -> int:
+        return sum(shard.tokens for shard in self.shards(split))
+
+    def open(self, split: str) -> "TokenReader":
+        """The tokens of a split as one sequence. Checks every file's size and header, not its checksum."""
+        return TokenReader(self.folder, self.dtype, self.shards(split))
+
+    def verify(self, split: str | None = None) -> None:
+        """Check sizes, headers and checksums of one split or of all; InputError names the first damaged file."""
+        for name in [split] if split else [name for name, shards in self.splits.items() if shards]:
+            self.open(name)
+            for shard in self.shards(name):
+                for suffix, expected in shard.sha256.items():
+                    file = self.folder / f"{shard.file}.{suffix}"
+                    if sha256_file(file) != expected:
+                        raise InputError(
+                            f"{file} does not match its checksum in {MANIFEST}, so it was changed: {REMAKE}."
+                        )
+
+
+class TokenReader:
+    """The tokens of several shards as one memory-mapped sequence, and their documents."""
+
+    def __init__(self, folder: Path, dtype: str, shards: tuple[Shard, ...]):
+        self._maps = [map_tokens(folder / shard.file, dtype, shard) for shard in shards]
+        self._indices = [folder / f"{shard.file}.idx" for shard in shards]
+        self._starts = np.cumsum([0] + [shard.tokens for shard in shards]).tolist()
+        self._document_starts = np.cumsum([0] + [shard.documents for shard in shards]).tolist()
+        self._offsets: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def documents(self) -> int:
+        return self._document_starts[-1]
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Tokens `start` to `start + length` as int64; the window may cross shards. IndexError beyond either end."""
+        window = np.empty(length, np.int64)
+        self._read_into(window, start)
+        return window
+
+    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """One row of `length` tokens for each start: int64 of shape (len(starts), length)."""
+        windows = np.empty((len(starts), length), np.int64)
+        for window, start in zip(windows, starts.tolist(), strict=True):
+            self._read_into(window, start)
+        return windows
+
+    def _read_into(self, window: np.ndarray, start: int) -> None:
+        if start < 0 or start + len(window) > len(self):
+            raise IndexError(f"Tokens {start} to {start + len(window)} are outside of the {len(self)} there are.")
+        filled = 0
+        while filled < len(window):
+            shard = bisect_right(self._starts, start + filled) - 1
+            piece = self._maps[shard][start + filled - self._starts[shard] :][: len(window) - filled]
+            window[filled : filled + len(piece)] = piece
+            filled += len(piece)
+
+    def document(self, k: int) -> np.ndarray:
+        """The ids of document `k`, its end-of-text token included, as int64."""
+        if not 0 <= k < self.documents:
+            raise InputError(f"There is no document {k}: this split has documents 0 to {self.documents - 1}.")
+        shard = bisect_right(self._document_starts, k) - 1
+        if shard not in self._offsets:
+            self._offsets[shard] = read_index(self._indices[shard])
+        lengths, offsets = self._offsets[shard]
+        tokens, row = self._maps[shard], k - self._document_starts[shard]
+        begin = int(offsets[row]) // tokens.itemsize
+        return tokens[begin : begin + int(lengths[row])].astype(np.int64)
+
+
+def map_tokens(path: Path, dtype: str, shard: Shard) -> np.ndarray:
+    """Map a shard's `.bin` file after checking that both files have the size and header that the manifest claims."""
+    expected = {
+        ".bin": shard.tokens * np.dtype(dtype).itemsize,
+        ".idx": HEADER.size + shard.documents * (4 + 8) + (shard.documents + 1) * 8,
+    }
+    for suffix, size in expected.items():
+        file = path.with_name(path.name + suffix)
+        if not file.is_file():
+            raise InputError(f"{file} is missing, but {MANIFEST} lists it: {REMAKE}.")
+        if file.stat().st_size != size:
+            raise InputError(
+                f"{file} has {file.stat().st_size} bytes instead of {size}, so it was cut or changed: {REMAKE}."
+            )
+    index = path.with_name(path.name + ".idx")
+    with open(index, "rb") as stream:
+        header = HEADER.unpack(stream.read(HEADER.size))
+    if header != (MAGIC, VERSION, CODES[dtype], shard.documents, shard.documents + 1):
+        raise InputError(f"{index} does not start as the index of {shard.documents} documents of {dtype}: {REMAKE}.")
+    return np.memmap(path.with_name(path.name + ".bin"), dtype=dtype, mode="r")
+
+
+def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Token counts and byte offsets of the documents of an `.idx` file."""
+    content = np.memmap(path, mode="r")
+    count = HEADER.unpack(content[: HEADER.size].tobytes())[3]
+    lengths = np.frombuffer(content, np.int32, count, HEADER.size)
+    return lengths, np.frombuffer(content, np.int64, count, HEADER.size + lengths.nbytes)

@@ -1,0 +1,156 @@
+"""Byte-level BPE tokenizers: training, loading, and encoding a corpus fast.
+
+`tokenizers` trains them and defines their format and their ids. `gigatoken` encodes a corpus to the same ids many times
+faster; where it cannot, `tokenizers` does. Text never becomes a special token: "<|endoftext|>" inside a document is
+encoded as plain text.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from data_prep.files import InputError, fingerprint, write_text
+
+END_OF_TEXT = "<|endoftext|>"
+FILE = "tokenizer.json"
+
+
+class Tokenizer:
+    """Text to ids and back, with the ids of its `tokenizer.json`."""
+
+    def __init__(self, content: str):
+        """`content` is the text of a `tokenizer.json`."""
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise InputError(
+                f"This is not a tokenizer that `tokenizers` {tokenizers.__version__} reads: {error}."
+            ) from None
+        # Special tokens mean what the program puts there, never what a document happens to contain.
+        self._tokenizer.encode_special_tokens = True
+        self.content = content
+        self.fingerprint = fingerprint(json.loads(content))
+        end_of_text = self._tokenizer.token_to_id(END_OF_TEXT)
+        if end_of_text is None:
+            raise InputError(
+                f"This tokenizer has no {END_OF_TEXT!r} token: documents need one between them, so add it."
+            )
+        self.end_of_text: int = end_of_text
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read a `tokenizer.json`, given as the file itself or as its folder."""
+        file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+        if not file.is_file():
+            raise InputError(f"There is no tokenizer at {file}: give a {FILE} or the folder that holds one.")
+        try:
+            return cls(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{file} cannot be used. {error}") from None
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Byte-level BPE with GPT-2's pre-tokenisation; the same texts give the same tokenizer, byte for byte."""
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        if vocab_size <= len(alphabet):
+            least = len(alphabet) + 1
+            raise InputError(
+                f"tokenizer.vocab_size is {vocab_size}: 256 bytes and {END_OF_TEXT} need at least {least}."
+            )
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        if tokenizer.get_vocab_size() < vocab_size:
+            raise InputError(
+                f"tokenizer.vocab_size is {vocab_size}, but the text has merges for only "
+                f"{tokenizer.get_vocab_size()} ids: lower it to that or give more text."
+            )
+        return cls(tokenizer.to_str(pretty=True))
+
+    def save(self, path: str | Path) -> None:
+        """Write `tokenizer.json` to this file, or into this folder."""
+        write_text(Path(path) / FILE if Path(path).is_dir() else Path(path), self.content)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; no end-of-text token is added."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of each text. A whole corpus goes faster through `Encoder`."""
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int64) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, special tokens spelled out; bytes that are not UTF-8 become U+FFFD."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def token_bytes(self) -> np.ndarray:
+        """How many bytes of UTF-8 each id stands for, 0 for special tokens: int64 of shape (vocab_size,)."""
+        if not isinstance(self._tokenizer.decoder, decoders.ByteLevel):
+            raise InputError(
+                "Only a byte-level tokenizer says how many bytes a token stands for: use one to have bits per byte."
+            )
+        counts = np.zeros(self.vocab_size, np.int64)
+        for token, i in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            counts[i] = len(token)  # A byte-level vocabulary spells each byte as one character.
+        for i, added in self._tokenizer.get_added_tokens_decoder().items():
+            counts[i] = 0 if added.special else len(added.content.encode())
+        return counts
+
+
+class Encoder:
+    """Encodes columns of text by `gigatoken`, or by `tokenizers` where the first does not load or does not agree."""
+
+    def __init__(self, tokenizer: Tokenizer, sample: list[str]):
+        """`sample` is a few documents of the corpus, on which both engines have to give the same ids."""
+        self.tokenizer = tokenizer
+        self.notice: str | None = None
+        """Why the corpus is encoded by `tokenizers`, where it is."""
+        self._fast = None
+        try:
+            import gigatoken
+
+            content = json.loads(tokenizer.content)
+            # A token that it does not know cannot be read into a document.
+            content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
+            self._fast = gigatoken.Tokenizer.from_json(json.dumps(content))
+            sample = [*sample, f"a{END_OF_TEXT} b", ""]
+            ids, lengths = self.encode(pa.array(sample, pa.string()))
+            expected = tokenizer.encode_batch(sample)
+            if not np.array_equal(lengths, [len(row) for row in expected]) or not np.array_equal(
+                ids, np.concatenate(expected)
+            ):
+                raise ValueError("its ids differ on a sample of the corpus")
+        except Exception as error:  # Whatever ails the faster engine, the slower one is right.
+            self._fast = None
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            self.notice = f"tokenizers encodes, slower than gigatoken, which cannot be used here: {reason}"
+
+    @property
+    def engine(self) -> str:
+        return "gigatoken" if self._fast else "tokenizers"
+
+    def encode(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts one after another, and the number of ids of each."""
+        if self._fast is None:
+            rows = self.tokenizer.encode_batch(texts.to_pylist())
+            lengths = np.array([len(row) for row in rows], np.int64)
+            return np.concatenate([np.zeros(0, np.int64), *rows]), lengths
+        import awkward
+
+        rows = self._fast.encode_batch(
+            awkward.from_arrow(texts.cast(pa.large_string()))
+        )  # It takes 64-bit offsets only.
+        lengths = awkward.to_numpy(awkward.num(rows)).astype(np.int64)
+        return awkward.to_numpy(awkward.flatten(rows)), lengths

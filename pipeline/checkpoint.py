@@ -1,0 +1,136 @@
+"""What a checkpoint holds beside the weights, how it reaches the disk whole, and how to load a model without a Trainer."""
+
+import pickle
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from data_prep.files import InputError, atomic_path, read_json
+from data_prep.tokenizer import Tokenizer
+from pipeline.models.base import LanguageModel, ModelConfig
+
+RECORD_KEY = "pipeline"
+"""Key of a checkpoint under which the run's own record lies: model, data identity, step, tokens seen."""
+
+NAMES = ("best", "last")
+
+
+class WholeFileCheckpointIO(TorchCheckpointIO):
+    """Checkpoints appear under their name only when every byte is on the disk: a kill at any moment leaves the old one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+def describe_model(config: ModelConfig) -> dict[str, Any]:
+    """The configuration as plain values, from which `build_model` makes the same model."""
+    return {"class_path": f"{type(config).__module__}.{type(config).__qualname__}", "init_args": asdict(config)}
+
+
+def build_model(description: dict[str, Any]) -> LanguageModel:
+    module, _, name = description["class_path"].rpartition(".")
+    return getattr(import_module(module), name)(**description["init_args"]).build()
+
+
+def refuse_other_run(record: dict[str, Any] | None, *, model: dict, data: dict, training: bool) -> None:
+    """Raise InputError, saying what differs, if this checkpoint cannot be continued (or scored) with these settings."""
+    if record is None:
+        raise InputError("The checkpoint was not written by this project: it has no record of its model and data")
+    # Another corpus may be scored with the same tokenizer; training goes on only over the very same order of samples.
+    compared = data if training else {"tokenizer": data["tokenizer"]}
+    differences = [
+        f"{name} was {record['data'].get(name)}, is {value}"
+        for name, value in compared.items()
+        if record["data"].get(name) != value
+    ]
+    saved, now = record["model"]["init_args"], model["init_args"]
+    if record["model"]["class_path"] != model["class_path"]:
+        differences.append(f"the model was {record['model']['class_path']}, is {model['class_path']}")
+    else:
+        differences += [f"{k} was {saved.get(k)}, is {v}" for k, v in now.items() if saved.get(k) != v]
+    if differences:
+        raise InputError(
+            f"The checkpoint belongs to another run ({'; '.join(differences)}): "
+            "restore those settings, or start anew with another --trainer.default_root_dir"
+        )
+
+
+def find_checkpoint(run: str | Path, name: str = "best") -> Path:
+    """The file of a checkpoint: `best` or `last` of a run directory, or a path.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(run) / "checkpoints"
+    path = folder / f"{name}.ckpt" if name in NAMES else Path(name)
+    if path.is_file():
+        return path
+    if not Path(run).is_dir():
+        raise InputError(f"There is no run directory {run}: train one with `python -m pipeline fit`")
+    there = ", ".join(sorted(p.stem for p in folder.glob("*.ckpt"))) or "none"
+    raise InputError(f"{run} has no checkpoint {name!r} (there: {there}): train it with `python -m pipeline fit`")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The whole content of a checkpoint, on the CPU.
+
+    Raises:
+        InputError: it is broken or from another program.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} cannot be read as a checkpoint: it is damaged or not one; use another") from error
+    if RECORD_KEY not in content:
+        raise InputError(f"{path} was not written by this project: it has no record of its model")
+    return content
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model with all that is needed to use it."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    context: int
+    directory: Path
+    checkpoint: Path
+    step: int
+    tokens: int
+    record: dict[str, Any]
+
+
+def load_run(directory: str | Path, checkpoint: str = "best") -> LoadedRun:
+    """Load a run's model (fp32, evaluation mode, CPU) and tokenizer.
+
+    Args:
+        directory: the run directory.
+        checkpoint: `best`, `last` or a path.
+
+    Raises:
+        InputError: no such run or checkpoint, or the tokenizer beside it is not the one it was trained with.
+    """
+    directory = Path(directory)
+    path = find_checkpoint(directory, checkpoint)
+    content = read_checkpoint(path)
+    about = content[RECORD_KEY]
+    tokenizer = Tokenizer.load(directory)
+    if tokenizer.fingerprint != about["data"]["tokenizer"]:
+        raise InputError(
+            f"{path} was trained with tokenizer {about['data']['tokenizer'][:12]}, but {directory}/tokenizer.json is "
+            f"{tokenizer.fingerprint[:12]}: put the run's own tokenizer back"
+        )
+    model = build_model(about["model"])
+    model.load_state_dict({k.removeprefix("model."): v for k, v in content["state_dict"].items()})
+    return LoadedRun(
+        model.float().eval(), tokenizer, about["data"]["context"], directory, path, about["step"],
+        about["tokens_seen"], read_json(directory / "run.json"),
+    )  # fmt: skip

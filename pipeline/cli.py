@@ -1,0 +1,61 @@
+"""The verbs of `python -m pipeline`, as one table. Nothing heavy is imported before a verb is known, so that help is instant."""
+
+import argparse
+import sys
+from importlib import import_module
+
+from data_prep.files import InputError
+
+TRAINING = {
+    "fit": "train a model on token shards, or go on where it stopped",
+    "validate": "loss, perplexity and bits per byte on the validation split",
+    "test": "the same on the test split",
+    "predict": "write the loss of every token of the test split",
+}
+COMMANDS = {
+    "evaluate": "zero- and few-shot tasks through lm-evaluation-harness",
+    "generate": "continue a prompt",
+    "report": "one HTML page on every run of a folder",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; return the exit status: 0 done, 2 a usable sentence on what was wrong with the input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verb = arguments[0] if arguments else "--help"
+    try:
+        if verb in TRAINING:
+            import_module("pipeline.training_cli").main(arguments)
+            return 0
+        if verb in COMMANDS:
+            return run_command(verb, arguments[1:])
+    except (InputError, OSError) as error:
+        print(f"error: {describe(error)}", file=sys.stderr)
+        return 2
+    if verb in ("-h", "--help"):
+        print(usage())
+        return 0
+    print(f"error: {verb!r} is not a verb of the pipeline; it has: {', '.join(TRAINING | COMMANDS)}", file=sys.stderr)
+    return 2
+
+
+def run_command(verb: str, arguments: list[str]) -> int:
+    command = import_module(f"pipeline.commands.{verb}")
+    parser = argparse.ArgumentParser(prog=f"python -m pipeline {verb}", description=COMMANDS[verb].capitalize() + ".")
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(arguments))
+
+
+def usage() -> str:
+    lines = ["usage: python -m pipeline VERB [options]", "", "Train, judge and report language models.", ""]
+    lines += [f"  {verb:10s} {what}" for verb, what in (TRAINING | COMMANDS).items()]
+    lines += ["", "`python -m pipeline VERB --help` explains a verb's options. Data comes from `python -m data_prep`."]
+    return "\n".join(lines)
+
+
+def describe(error: Exception) -> str:
+    """An error as one sentence."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    return str(error)

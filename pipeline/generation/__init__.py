@@ -1,0 +1,1 @@
+"""Turning next-token probabilities into text."""

@@ -1,0 +1,375 @@
+"""The report as one HTML page: which numbers and sentences stand where. How they look is in template/."""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from plotly.offline import get_plotlyjs
+
+from pipeline.reporting.figures import (
+    Figure,
+    colour,
+    context_loss,
+    few_shot,
+    learning_curves,
+    optimisation,
+    score_rows,
+    throughput,
+)
+from pipeline.reporting.quantities import MISSING, SPACE, and_list, digits, duration, percent, power, si
+from pipeline.reporting.runs import Run, best, dig, number
+
+SAMPLES = 6
+"""Generate calls that are shown of each run, the newest; a page is read, a samples.jsonl is searched."""
+SAMPLE_CHARACTERS = 4000
+
+
+@dataclass(frozen=True)
+class Section:
+    """One figure's section; without a figure, `missing` says what would bring it."""
+
+    name: str
+    title: str
+    lead: str
+    figure: Figure | None
+    missing: str
+
+
+def render(runs: list[Run], remarks: list[str], title: str) -> str:
+    """The page for these runs; the same folders give the same text."""
+    folder = files("pipeline.reporting") / "template"
+    return page_template().render(
+        title=title,
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        script=(folder / "page.js").read_text(encoding="utf-8"),
+        plotly=get_plotlyjs(),
+        runs=runs,
+        colours={run.name: colour(position) for position, run in enumerate(runs)},
+        remarks=remarks + [f"{run.name}: {remark}." for run in runs for remark in run.remarks],
+        headline=headline(runs),
+        summary=summary(runs),
+        comparison=comparison(runs),
+        sections=sections(runs),
+        scores=score_rows(runs),
+        samples=samples(runs),
+        corpora=corpora(runs),
+        environments=[(run, environment_rows(run)) for run in runs],
+        missing=MISSING,
+    )
+
+
+@cache
+def page_template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline.reporting", "template"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(digits=digits, percent=percent, short=short)
+    return environment.get_template("page.html")
+
+
+def headline(runs: list[Run]) -> str:
+    """The page's one result: the best run by bits per byte, or by loss where bytes were not counted."""
+    for metric, unit in (("bits_per_byte", "bits per byte"), ("loss", "nats per token")):
+        if (run := best(runs, lambda run, metric=metric: run.judged(metric))) is not None:
+            return f"{run.name} reaches {digits(run.judged(metric))} {unit}"
+    return f"{len(runs)} run{'s' if len(runs) > 1 else ''}, not validated yet"
+
+
+def summary(runs: list[Run]) -> str:
+    """What was trained, on what, for how long and where, in the words of the best run."""
+    run = best(runs, lambda run: run.judged("bits_per_byte")) or best(runs, lambda run: run.judged("loss")) or runs[0]
+    words = f"{article(family(run))} of {si(number(run.get('parameters', 'total')))} parameters"
+    if tokens := run.last("tokens"):
+        words += f", trained on {si(tokens)} tokens"
+    if sources := [str(source["name"]) for source in source_records(run) if source.get("name")]:
+        words += f" of {and_list(sources)}"
+    if seconds := run.last("seconds"):
+        words += f" in {duration(seconds)}"
+    if processor := run.get("environment", "processor"):
+        words += f" on {processor}"
+        cores, precision = run.get("environment", "cores"), run.get("environment", "precision")
+        extra = [f"{cores} cores" if cores else "", str(precision or "")]
+        words += f" ({', '.join(filter(None, extra))})" if any(extra) else ""
+    others = [f"{other.name}, {article(family(other))}" for other in runs if other is not run]
+    if 0 < len(others) <= 3:
+        words += f". Beside it {'stands' if len(others) == 1 else 'stand'} {and_list(others)}"
+    elif others:
+        words += f". Beside it stand {len(others)} other runs"
+    return words[0].upper() + words[1:] + "."
+
+
+def family(run: Run) -> str:
+    """The family's name in prose, initialisms in capitals."""
+    name = str(run.get("family") or "model").replace("_", " ")
+    return name.upper() if name in {"lstm", "gru", "rnn"} else name
+
+
+def article(name: str) -> str:
+    """The name with its article, by its sound."""
+    return ("an " if name[0].lower() in "aeiou" or name in {"LSTM", "RNN"} else "a ") + name
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    explanation: str
+    values: list[str]
+    leading: int | None
+    """The place of the run that is best in this column; None where better has no meaning."""
+    words: bool = False
+
+
+def comparison(runs: list[Run]) -> list[Column]:
+    """The table of runs, column by column."""
+
+    def column(title: str, explanation: str, values: list[Any], show: Any, better: Any = None) -> Column:
+        known = [value for value in values if value is not None]
+        leading = values.index(better(known)) if better and len(runs) > 1 and len(set(known)) > 1 else None
+        return Column(title, explanation, [show(value) for value in values], leading)
+
+    parameters = [number(run.get("parameters", "total")) for run in runs]
+    return [
+        Column("Family", "of the model", [family(run) for run in runs], leading=None, words=True),
+        column("Parameters", "all, with embeddings", parameters, si),
+        column("Tokens", "trained on, counting repeats", [run.last("tokens") for run in runs], si),
+        column("Val. loss", "nats per token", [run.judged("loss") for run in runs], digits, min),
+        column("Perplexity", "per token", [run.judged("perplexity") for run in runs], digits, min),
+        column("Bits/byte", "of validation text", [run.judged("bits_per_byte") for run in runs], digits, min),
+        column("Tokens/s", "median over the run", [run.median("train/tokens_per_second") for run in runs], si, max),
+        column("MFU", "median, of the measured matmul peak", [run.median("train/mfu") for run in runs], percent, max),
+        column("FLOPs", "of training", [run.last("flops") for run in runs], power),
+        column("Time", "of training", [run.last("seconds") for run in runs], duration),
+    ]
+
+
+def sections(runs: list[Run]) -> list[Section]:
+    return [
+        Section(
+            "curves",
+            "Learning curves",
+            "Thin lines are training batches, thick lines the validation split.",
+            learning_curves(runs),
+            "No loss is logged yet: the curves appear with the first lines of metrics.csv.",
+        ),
+        Section(
+            "context",
+            "Loss by position",
+            "A model that uses its context predicts late positions in it better than early ones. Thin lines are single "
+            "positions, thick lines means over stretches that grow with the position.",
+            context_loss(runs),
+            "No loss by position yet: python -m pipeline validate measures it.",
+        ),
+        Section(
+            "scores",
+            "Few-shot scores",
+            "Each task is answered with no or with a few solved examples before the question. Bars are one standard "
+            "error to each side; the dotted mark is what guessing would score.",
+            few_shot(runs),
+            "No scores yet: python -m pipeline evaluate gives them.",
+        ),
+        Section(
+            "throughput",
+            "Speed",
+            "MFU is the share of the machine's measured matrix-multiplication peak that training put to use. "
+            "Thin lines are single measurements, thick lines running medians.",
+            throughput(runs),
+            "No speed is logged yet.",
+        ),
+        Section(
+            "optimisation",
+            "Learning rate and gradients",
+            "The gradient's global norm before clipping (thin) and after it (thick).",
+            optimisation(runs),
+            "No learning rate or gradient norm is logged yet.",
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generate call: its prompt, its completions, and the settings as label and value."""
+
+    prompt: str
+    completions: list[str]
+    settings: list[tuple[str, str]]
+
+
+def samples(runs: list[Run]) -> list[tuple[Run, list[Sample], int]]:
+    """For each run that has samples: the newest, and how many older ones are left to samples.jsonl."""
+    shown = []
+    for run in runs:
+        if run.samples:
+            newest = [sample(record) for record in run.samples[:SAMPLES]]
+            shown.append((run, newest, len(run.samples) - len(newest)))
+    return shown
+
+
+def sample(record: dict[str, Any]) -> Sample:
+    names = {"max_new_tokens": "new tokens", "top_k": "top-k", "top_p": "top-p"}
+    given = record.get("settings")
+    settings = given if isinstance(given, dict) else {}
+    shown = [(names.get(str(key)) or str(key), str(value)) for key, value in settings.items() if value is not None]
+    if (tokens := number(record.get("tokens_seen"))) is not None:
+        shown.append(("after", f"{si(tokens)} tokens"))
+    if record.get("checkpoint"):
+        shown.append(("checkpoint", str(record["checkpoint"]).rsplit("/", 1)[-1]))
+    if record.get("time"):
+        shown.append(("written", str(record["time"])[:16].replace("T", " ")))
+    return Sample(str(record.get("prompt", "")), [cut(str(text)) for text in record["completions"]], shown)
+
+
+def cut(text: str) -> str:
+    return text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS] + " […]"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One link of the lineage: a thing on disk, facts about it, and its fingerprint."""
+
+    kind: str
+    title: str
+    facts: list[str]
+    fingerprint: str | None
+    details: list[tuple[str, str]]
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The runs that share one set of shards: what the shards were made from, and what was made from them."""
+
+    origin: list[list[Card]]
+    chains: list[list[Card]]
+
+
+def corpora(runs: list[Run]) -> list[Corpus]:
+    groups: dict[Any, list[tuple[int, Run]]] = {}
+    for position, run in enumerate(runs):
+        groups.setdefault(str(run.get("data", "fingerprint")), []).append((position, run))
+    return [
+        Corpus(origin(members[0][1]), [chain(run, colour(position)) for position, run in members])
+        for members in groups.values()
+    ]
+
+
+def source_records(run: Run) -> list[dict[str, Any]]:
+    sources = run.get("data", "sources")
+    return [source for source in sources if isinstance(source, dict)] if isinstance(sources, list) else []
+
+
+def origin(run: Run) -> list[list[Card]]:
+    """Sources, tokenizer and shards, from a run's record of its data."""
+    sources = [
+        Card(
+            kind="source",
+            title=str(source.get("name") or "unnamed"),
+            facts=[
+                *([str(source["kind"])] if source.get("kind") not in (None, source.get("name")) else []),
+                *(counts(name, source.get(name)) for name in ("documents", "tokens") if source.get(name)),
+                *([f"{digits(size / 1e6)}{SPACE}MB of text"] if (size := number(source.get("text_bytes"))) else []),
+            ],
+            fingerprint=text_or_none(source.get("fingerprint")),
+            details=packages(source.get("packages")),
+        )
+        for source in source_records(run)
+    ]
+    vocabulary = number(run.get("data", "vocab_size"))
+    tokens = number(run.get("data", "train_tokens"))
+    tokenizer = Card(
+        kind="tokenizer",
+        title="tokenizer.json",
+        facts=[f"{vocabulary:,.0f} ids".replace(",", SPACE)] if vocabulary else [],
+        fingerprint=text_or_none(run.get("data", "tokenizer")),
+        details=[],
+    )
+    shards = Card(
+        kind="shards",
+        title=str(run.get("data", "path") or "tokens"),
+        facts=[f"{si(tokens)} training tokens"] if tokens else [],
+        fingerprint=text_or_none(run.get("data", "fingerprint")),
+        details=[],
+    )
+    return [sources, [tokenizer], [shards]] if sources else [[tokenizer], [shards]]
+
+
+def chain(run: Run, run_colour: str) -> list[Card]:
+    """The run, its checkpoint, and what was measured on it."""
+    facts = [f"{si(tokens)} tokens" if (tokens := run.last("tokens")) else "no step logged yet"]
+    if (passes := number(run.get("data", "train_tokens"))) and tokens:
+        facts.append(f"{digits(tokens / passes, 2)} passes over the training split")
+    if run.get("code", "version"):
+        commit = run.get("code", "commit")
+        facts.append(f"code {run.get('code', 'version')}" + (f" at {str(commit)[:10]}" if commit else ""))
+    cards = [Card("run", run.name, facts, run.fingerprint, [], run_colour)]
+    file = run.checkpoint_file()
+    step = number(run.validation.get("step"))
+    seen = number(run.validation.get("tokens_seen"))
+    stage = [f"step {step:.0f}, {si(seen)} tokens"] if step is not None and seen is not None else []
+    title = file.name if file else "no checkpoint on this disk"
+    cards.append(Card("checkpoint", title, stage, run.checkpoint_fingerprint(), [], run_colour))
+    results = []
+    if (bits := run.judged("bits_per_byte")) is not None:
+        results.append(f"{digits(bits)} bits per byte in validation")
+    if run.scores:
+        tasks = len({str(score["task"]) for score in run.scores})
+        results.append(f"{len(run.scores)} scores in {tasks} tasks")
+        scored_step = number(dig(run.evaluation, "pipeline", "step"))
+        if scored_step is not None and step is not None and scored_step != step:
+            results.append(f"scored at step {scored_step:.0f}, not {step:.0f}")
+    measured = [name for name, found in (("validation", run.validation), ("evaluation", run.evaluation)) if found]
+    title = and_list(measured) if measured else "nothing measured on it yet"
+    return [*cards, Card("results", title, results, run.results_fingerprint(), [], run_colour)]
+
+
+def counts(name: str, value: Any) -> str:
+    """How many documents or tokens a source holds, in all or by split."""
+    if isinstance(value, dict):
+        splits = [f"{si(number(count))} {split}" for split, count in value.items() if number(count) is not None]
+        return f"{name}: {', '.join(splits)}"
+    return f"{si(number(value))} {name}"
+
+
+def packages(value: Any) -> list[tuple[str, str]]:
+    """A source's packages with version and hash, from a list of records or a mapping by name."""
+    if isinstance(value, dict):
+        value = [
+            {"name": name, **(facts if isinstance(facts, dict) else {"version": facts})}
+            for name, facts in value.items()
+        ]
+    rows = [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+    return [
+        (
+            f"{row.get('name', 'unnamed')} {row.get('version') or ''}".strip(),
+            str(row.get("sha256") or row.get("hash") or ""),
+        )
+        for row in rows
+    ]
+
+
+def environment_rows(run: Run) -> list[tuple[str, str]]:
+    """What the run was made with: the environment, then the model's own settings."""
+    environment = run.get("environment")
+    rows = [(key, value) for key, value in environment.items()] if isinstance(environment, dict) else []
+    shown = [
+        (key.replace("_", " "), power(number(value)) if key.endswith("flops") else str(value)) for key, value in rows
+    ]
+    if class_path := run.get("model", "class_path"):
+        shown.insert(0, ("model", str(class_path)))
+    if run.get("started"):
+        shown.insert(0, ("started", str(run.get("started"))))
+    return shown
+
+
+def text_or_none(value: Any) -> str | None:
+    return str(value) if value else None
+
+
+def short(fingerprint: str) -> str:
+    """The form of a fingerprint that a reader compares by eye."""
+    return fingerprint.removeprefix("sha256:")[:10]

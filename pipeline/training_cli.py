@@ -1,0 +1,150 @@
+"""fit, validate, test and predict: LightningCLI with this project's task, data, loggers and callbacks."""
+
+import difflib
+import logging
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import set_parsing_settings
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from data_prep.files import InputError
+from pipeline.callbacks.checkpoints import Checkpoints
+from pipeline.callbacks.graceful_stop import GracefulStop
+from pipeline.callbacks.metrics_log import MetricsLog
+from pipeline.callbacks.predictions import TokenLosses
+from pipeline.callbacks.progress import StepProgress
+from pipeline.callbacks.run_record import RunRecord
+from pipeline.checkpoint import NAMES, WholeFileCheckpointIO, find_checkpoint
+from pipeline.data import TokenDataModule
+from pipeline.models import recurrent, transformer  # noqa: F401  known to the parser by their short names
+from pipeline.models.base import ModelConfig
+from pipeline.task import LanguageModelling
+from pipeline.tracking import CSVLog, Wandb
+
+set_parsing_settings(subclasses_enabled=[ModelConfig], docstring_parse_attribute_docstrings=True)
+
+
+def default_precision() -> str:
+    """bf16 where the processor multiplies it natively, else fp32."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "32-true"
+
+
+class OneSentenceParser(LightningArgumentParser):
+    """A parser that answers what it cannot read with one sentence instead of pages of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        sentence = "; ".join(line.strip() for line in message.splitlines() if line.strip())
+        self.exit(2, f"error: {sentence}{self.nearest_option(sentence)}\n")
+
+    def nearest_option(self, sentence: str) -> str:
+        """A suggestion where the sentence is about an option that does not exist."""
+        unknown = re.search(r"(?:does not accept option '|unrecognized arguments: --)([\w.]+)", sentence)
+        if not unknown:
+            return ""
+        parsers = [self, *(self._subcommands_action._name_parser_map.values() if self._subcommands_action else ())]
+        options = {option.lstrip("-") for parser in parsers for option in parser._option_string_actions}
+        near = difflib.get_close_matches(unknown[1], sorted(options), n=3)
+        return f" (near it: {', '.join(near)}; all: --help)" if near else " (all options: --help)"
+
+
+class TrainingCLI(LightningCLI):
+    """One YAML, or several that merge, describe a run; every key can be given on the command line."""
+
+    def __init__(self):
+        super().__init__(
+            LanguageModelling,
+            TokenDataModule,
+            parser_class=OneSentenceParser,
+            parser_kwargs={"prog": "python -m pipeline"},
+            save_config_callback=RunRecord,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={
+                "default_root_dir": "runs/unnamed",
+                "precision": default_precision(),
+                "gradient_clip_val": 1.0,
+                "max_epochs": -1,
+                "check_val_every_n_epoch": None,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 10,
+                "use_distributed_sampler": False,
+                "enable_model_summary": False,
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_class_arguments(Wandb, "wandb")
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[str(self.subcommand)]
+        config.ckpt_path = self.resolve_checkpoint(config.trainer.default_root_dir, config.ckpt_path)
+
+    def resolve_checkpoint(self, run: str, name: str | None) -> str | None:
+        """`best` and `last` mean this run's own; `fit` goes on from `last` where there is one."""
+        last = Path(run) / "checkpoints" / "last.ckpt"
+        if self.subcommand == "fit":
+            if name in (None, "last") and not last.exists():
+                return None
+            if name is None:
+                raise InputError(
+                    f"{run} already holds a run: go on with --ckpt_path last, or start another with --trainer.default_root_dir"
+                )
+        if name is None or name in NAMES:
+            return str(find_checkpoint(run, name or "best"))
+        return str(find_checkpoint(run, name))
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def after_fit(self) -> None:
+        """The last lines of a fit: where the run stands and what was kept."""
+        if not self.trainer.is_global_zero:
+            return
+        run, step = Path(self.trainer.default_root_dir), self.trainer.global_step
+        print(
+            f"{run} is trained on {self.datamodule.tokens_at(step):,} tokens (step {step} of {self.trainer.max_steps}); "
+            f"checkpoints: {run / 'checkpoints'}, metrics: {run / 'metrics.csv'}"
+        )
+        offline = sorted((run / "wandb").glob("offline-run-*"))
+        if offline:
+            print(f"wandb kept this run offline; to upload it: wandb sync {run / 'wandb'}/offline-run-*")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer")
+        run = Path(config["default_root_dir"])
+        clock = MetricsLog()
+        checkpoints = self._get(self.config_init, "checkpoint")
+        own = [clock, GracefulStop(checkpoints), TokenLosses()]
+        if config.get("enable_progress_bar") is not False:
+            own.append(StepProgress(clock))
+        tracker = self._get(self.config_init, "wandb").logger(run) if self.subcommand == "fit" else None
+        chosen = config.get("logger") or []
+        loggers = [CSVLog(run), *([tracker] if tracker else []), *(chosen if isinstance(chosen, list) else [])]
+        return super().instantiate_trainer(
+            callbacks=[*(config.get("callbacks") or []), *own],
+            logger=loggers,
+            plugins=[*(config.get("plugins") or []), WholeFileCheckpointIO()],
+            **kwargs,
+        )
+
+
+def main(arguments: list[str]) -> None:
+    """Run one of the Trainer's verbs, given the command line without the program's name."""
+    sys.argv[1:] = arguments
+    # What matters of their news stands in our own first lines; warnings of libraries about themselves help no user.
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r".*(LeafSpec|does not have many workers|weights_only).*")
+    TrainingCLI()

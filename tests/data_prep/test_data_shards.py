@@ -1,0 +1,129 @@
+"""The token format, against a reader written here from Megatron-LM's definition of it."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.files import InputError
+from data_prep.shards import Manifest, ShardWriter, dtype_for
+
+TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16}
+
+
+def megatron_documents(prefix: Path) -> list[np.ndarray]:
+    """Documents of a pair as Megatron-LM's IndexedDataset takes them: header, lengths, pointers, boundaries."""
+    index = prefix.with_suffix(".idx").read_bytes()
+    assert index[:9] == b"MMIDIDX\x00\x00"
+    version, code = struct.unpack("<QB", index[9:18])
+    assert version == 1
+    dtype = TYPES[code]
+    sequences, boundaries = struct.unpack("<QQ", index[18:34])
+    lengths = np.frombuffer(index, np.int32, sequences, 34)
+    pointers = np.frombuffer(index, np.int64, sequences, 34 + 4 * sequences)
+    documents = np.frombuffer(index, np.int64, boundaries, 34 + 12 * sequences)
+    assert len(index) == 34 + 12 * sequences + 8 * boundaries
+    assert documents.tolist() == list(range(sequences + 1)), "one sequence a document"
+    content = prefix.with_suffix(".bin").read_bytes()
+    return [np.frombuffer(content, dtype, n, p) for n, p in zip(lengths.tolist(), pointers.tolist(), strict=True)]
+
+
+def write(folder: Path, documents: list[np.ndarray], vocab_size: int, shard_tokens: int, batch: int = 7) -> Manifest:
+    dtype = dtype_for(vocab_size)
+    with ShardWriter(folder, "train", "words", dtype, shard_tokens) as writer:
+        for start in range(0, len(documents), batch):
+            some = documents[start : start + batch]
+            lengths = np.array([len(document) for document in some])
+            writer.add(np.concatenate(some), lengths, lengths * 3)
+    sources = [{"name": "words"}]
+    Manifest(folder, dtype, vocab_size, 0, "no tokenizer", sources, {"train": tuple(writer.shards)}).save()
+    return Manifest.load(folder)
+
+
+def random_documents(vocab_size: int, seed: int = 0) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    return [random.integers(0, vocab_size, random.integers(1, 60)) for _ in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(4096, "uint16"), (65_535, "uint16"), (65_536, "int32"), (200_000, "int32")]
+)
+def test_megatron_reads_the_documents_that_were_written(tmp_path, vocab_size, dtype):
+    documents = random_documents(vocab_size)
+    manifest = write(tmp_path, documents, vocab_size, shard_tokens=500)
+    assert manifest.dtype == dtype
+    assert len(manifest.shards("train")) > 3
+    found = [document for shard in manifest.shards("train") for document in megatron_documents(tmp_path / shard.file)]
+    assert all(document.dtype == dtype for document in found)
+    assert [document.tolist() for document in found] == [document.tolist() for document in documents]
+    reader = manifest.open("train")
+    assert [reader.document(k).tolist() for k in range(reader.documents)] == [d.tolist() for d in documents]
+
+
+def test_shards_are_full_but_never_over_the_limit_unless_one_document_is(tmp_path):
+    lengths = [40, 60, 10, 300, 5, 95, 1]
+    manifest = write(tmp_path, [np.full(length, 7) for length in lengths], 300, shard_tokens=100)
+    assert [shard.tokens for shard in manifest.shards("train")] == [100, 10, 300, 100, 1]
+    assert [shard.documents for shard in manifest.shards("train")] == [2, 1, 1, 2, 1]
+    assert sum(shard.text_bytes for shard in manifest.shards("train")) == 3 * sum(lengths)
+
+
+def test_shards_do_not_depend_on_how_documents_were_batched(tmp_path):
+    documents = random_documents(300)
+    one, other = (write(tmp_path / str(batch), documents, 300, 500, batch) for batch in (1, 100))
+    assert one.splits == other.splits
+    assert one.fingerprint == other.fingerprint
+
+
+def test_windows_across_shards_equal_slices_of_all_tokens(tmp_path):
+    documents = random_documents(300)
+    tokens = np.concatenate(documents)
+    reader = write(tmp_path, documents, 300, shard_tokens=50).open("train")
+    assert len(reader) == len(tokens)
+    starts = np.random.default_rng(1).integers(0, len(tokens) - 200, 50)
+    windows = reader.gather(starts, 200)
+    assert windows.dtype == np.int64
+    assert (windows == np.stack([tokens[start : start + 200] for start in starts])).all()
+    assert (reader.read(0, len(tokens)) == tokens).all()
+    for start, length in ((-1, 5), (len(tokens) - 3, 4)):
+        with pytest.raises(IndexError):
+            reader.read(start, length)
+
+
+@pytest.mark.parametrize("suffix", ["bin", "idx"])
+def test_a_truncated_shard_is_refused_on_opening_by_name(tmp_path, suffix):
+    manifest = write(tmp_path, random_documents(300), 300, shard_tokens=500)
+    file = tmp_path / f"{manifest.shards('train')[1].file}.{suffix}"
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(InputError, match=f"{file.name} has .* bytes instead of"):
+        manifest.open("train")
+
+
+@pytest.mark.parametrize("suffix", ["bin", "idx"])
+def test_one_changed_bit_is_found_by_verify(tmp_path, suffix):
+    manifest = write(tmp_path, random_documents(300), 300, shard_tokens=500)
+    manifest.verify()
+    file = tmp_path / f"{manifest.shards('train')[1].file}.{suffix}"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=f"{file.name} does not match its checksum"):
+        manifest.verify()
+
+
+def test_manifest_fingerprint_follows_the_content_and_not_the_place(tmp_path):
+    here, there = (write(tmp_path / name, random_documents(300), 300, 500) for name in ("here", "there"))
+    other = write(tmp_path / "other", random_documents(300, seed=1), 300, 500)
+    assert here.fingerprint == there.fingerprint != other.fingerprint
+
+
+def test_a_folder_without_manifest_and_an_empty_split_are_input_errors(tmp_path):
+    with pytest.raises(InputError, match="no token manifest"):
+        Manifest.load(tmp_path)
+    manifest = write(tmp_path, random_documents(300), 300, 500)
+    with pytest.raises(InputError, match="no tokens in split 'test'; splits with tokens: train"):
+        manifest.open("test")
+    (tmp_path / "manifest.json").write_text('{"format": 1, "splits": {}}')
+    with pytest.raises(InputError, match="not a token manifest"):
+        Manifest.load(tmp_path)
