@@ -12,6 +12,7 @@ import torch
 from jsonargparse import set_parsing_settings
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 
 from data_prep.files import InputError
 from pipeline.callbacks.checkpoints import Checkpoints
@@ -132,10 +133,14 @@ class TrainingCLI(LightningCLI):
         tracker = self._get(self.config_init, "wandb").logger(run) if self.subcommand == "fit" else None
         chosen = config.get("logger") or []
         loggers = [CSVLog(run), *([tracker] if tracker else []), *(chosen if isinstance(chosen, list) else [])]
+        plugins = [*(config.get("plugins") or []), WholeFileCheckpointIO()]
+        if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+            # Lightning's own requeueing saves inside the signal handler, where ranks at different steps wait for ever.
+            plugins.append(SLURMEnvironment(auto_requeue=False))
         return super().instantiate_trainer(
             callbacks=[*(config.get("callbacks") or []), *own],
             logger=loggers,
-            plugins=[*(config.get("plugins") or []), WholeFileCheckpointIO()],
+            plugins=plugins,
             **kwargs,
         )
 
