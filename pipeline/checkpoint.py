@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the weights, how it reaches the disk whole, and how to load a model without a Trainer."""
+"""What a checkpoint holds beside the weights, which one may be continued, and how to load a model without a Trainer."""
 
 import pickle
 from dataclasses import asdict, dataclass
@@ -8,9 +8,8 @@ from typing import Any
 from zipfile import BadZipFile
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 
-from data_prep.files import InputError, atomic_path, read_json
+from data_prep.files import InputError, read_json
 from data_prep.tokenizer import Tokenizer
 from pipeline.models.base import LanguageModel, ModelConfig
 
@@ -18,16 +17,6 @@ RECORD_KEY = "pipeline"
 """Key of a checkpoint under which the run's own record lies: model, data identity, step, tokens seen."""
 
 NAMES = ("best", "last")
-
-
-class WholeFileCheckpointIO(TorchCheckpointIO):
-    """Checkpoints appear under their name only when every byte is on the disk: a kill at any moment leaves the old one."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            torch.save(checkpoint, temporary)
 
 
 def describe_model(config: ModelConfig) -> dict[str, Any]:

@@ -15,13 +15,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 
 from data_prep.files import InputError
+from pipeline.allocator import keep_freed_memory
 from pipeline.callbacks.checkpoints import Checkpoints
 from pipeline.callbacks.graceful_stop import GracefulStop
 from pipeline.callbacks.metrics_log import MetricsLog
 from pipeline.callbacks.predictions import TokenLosses
 from pipeline.callbacks.progress import StepProgress
 from pipeline.callbacks.run_record import RunRecord
-from pipeline.checkpoint import NAMES, WholeFileCheckpointIO, find_checkpoint
+from pipeline.checkpoint import NAMES, find_checkpoint
+from pipeline.checkpoint_io import WholeFileCheckpointIO
 from pipeline.data import TokenDataModule
 from pipeline.models import recurrent, transformer  # noqa: F401  known to the parser by their short names
 from pipeline.models.base import ModelConfig
@@ -148,6 +150,7 @@ class TrainingCLI(LightningCLI):
 def main(arguments: list[str]) -> None:
     """Run one of the Trainer's verbs, given the command line without the program's name."""
     sys.argv[1:] = arguments
+    keep_freed_memory()
     # What matters of their news stands in our own first lines; warnings of libraries about themselves help no user.
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)

@@ -44,11 +44,13 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from data_prep.files import InputError, write_json
+    from pipeline.allocator import keep_freed_memory
     from pipeline.checkpoint import load_run
     from pipeline.evaluation import protocol, tasks
     from pipeline.evaluation.harness import PipelineLM
 
     started = time.time()
+    keep_freed_memory()
     console = Console(stderr=True)
     loaded_run = load_run(arguments.run, arguments.checkpoint)
     record = loaded_run.record

@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise InputError(f"--{name} is {getattr(arguments, name)}: it must be at least 1")
     import torch
 
+    from pipeline.allocator import keep_freed_memory
     from pipeline.checkpoint import load_run
     from pipeline.generation.sampling import check_options, generate
 
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_options(arguments.temperature, arguments.top_k, arguments.top_p)
     except ValueError as error:
         raise InputError(str(error)) from error
+    keep_freed_memory()
     loaded = load_run(arguments.run, arguments.checkpoint)
     end = loaded.tokenizer.end_of_text
     prompt = loaded.tokenizer.encode(arguments.prompt) or [end]

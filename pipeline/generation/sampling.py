@@ -109,7 +109,7 @@ def _step(
         if state is None or position - read > limit:
             # What no longer fits is left out from the left, with room for what is still to come, half the context at most.
             window = position if position <= limit else limit - min(length - position, limit // 2)
-            read, state = position - window, model.init_state(len(prompts), limit)
+            read, state = position - window, model.init_state(len(prompts), min(limit, length - read))
             logits_BTV, state = model(torch.tensor([row[read:] for row in rows], device=device), state)
         else:
             logits_BTV, state = model(torch.tensor([row[-1:] for row in rows], device=device), state)

@@ -49,9 +49,9 @@ class LSTMLanguageModel(LanguageModel):
         self.apply(self.initialise)
 
     def initialise(self, module: nn.Module) -> None:
-        """Small embeddings, so that the first loss is ln V; U(-1/sqrt(D), 1/sqrt(D)) and a forget bias of 1 in the LSTM."""
+        """Embeddings U(-0.1, 0.1) (Zaremba et al. 2014, section 4.1); U(-1/sqrt(D), 1/sqrt(D)) and a forget bias of 1 in the LSTM."""
         if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.uniform_(module.weight, -0.1, 0.1)
         elif isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LSTM):

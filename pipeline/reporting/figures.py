@@ -555,7 +555,7 @@ def optimisation(runs: list[Run]) -> Figure | None:
             540,
             xaxis=axis("Trained tokens", anchor="y2", exponentformat="B", rangemode="tozero"),
             yaxis=axis("Learning rate", domain=[0.6, 1], rangemode="tozero", exponentformat="power"),
-            yaxis2=axis("Gradient norm (logarithmic)", domain=[0, 0.5], type="log", exponentformat="power"),
+            yaxis2=axis("Gradient norm (logarithmic)", domain=[0, 0.5], type="log", dtick="D2"),
         ),
         reading=read_optimisation(runs),
     )

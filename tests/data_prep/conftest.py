@@ -27,8 +27,8 @@ def real_text():
     return read
 
 
-VERBS = "opens reads writes closes joins splits counts returns".split()
-NOUNS = "file list string tensor module value buffer index".split()
+VERBS = ["opens", "reads", "writes", "closes", "joins", "splits", "counts", "returns"]
+NOUNS = ["file", "list", "string", "tensor", "module", "value", "buffer", "index"]
 
 
 def sentences(number: int) -> str:

@@ -207,7 +207,8 @@ def test_a_write_that_the_system_refuses_ends_with_status_2(corpus, tmp_path):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # noqa: E731
     result = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
     assert not list(output.rglob("*partial*"))
     for parquet in output.rglob("*.parquet"):
         assert list(document.read(parquet.parent, "text"))
@@ -248,7 +249,8 @@ def test_inspect_shows_counts_and_the_document_that_is_asked_for(corpus, tmp_pat
     assert row is not None
     assert main(["inspect", str(tmp_path / "out"), "--document", "7"]) == 0
     printed = capsys.readouterr().out
-    assert row["id"] in printed and row["text"].strip() in printed
+    assert row["id"] in printed
+    assert row["text"].strip() in printed
     assert main(["inspect", str(tmp_path / "out"), "--document", "5000"]) == 2
     assert "There is no document 5000" in capsys.readouterr().err
 
@@ -271,7 +273,9 @@ def test_a_mistake_is_one_sentence_and_status_2(corpus, tmp_path, capsys, argume
     config = write_yaml(tmp_path, corpus, tmp_path / "out")
     assert main(["run", "--config", str(config), *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and sentence in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert sentence in error
 
 
 @pytest.mark.parametrize("key", ["colour", "tokenizer"])
@@ -279,7 +283,9 @@ def test_an_unknown_key_in_a_yaml_is_one_sentence_and_status_2(corpus, tmp_path,
     config = write_yaml(tmp_path, corpus, tmp_path / "out", **{key: {"colour": "red"}})
     assert main(["run", "--config", str(config)]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "colour" in error and " accept" in error
+    assert error.count("\n") == 1
+    assert "colour" in error
+    assert " accept" in error
 
 
 def test_help_is_instant_and_names_every_verb():
@@ -289,8 +295,9 @@ def test_help_is_instant_and_names_every_verb():
     assert all(verb in result.stdout for verb in ("run", "collect", "dedup", *STAGES, "verify", "inspect"))
 
 
-SHIPPED = sorted((Path(__file__).resolve().parents[2] / "configs").glob("data/*.yaml")) + [
-    Path(__file__).resolve().parents[2] / "configs" / "demo" / "data.yaml"
+SHIPPED = [
+    *sorted((Path(__file__).resolve().parents[2] / "configs").glob("data/*.yaml")),
+    Path(__file__).resolve().parents[2] / "configs" / "demo" / "data.yaml",
 ]
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from data_prep.files import InputError
-from pipeline import checkpoint, schedule
-from pipeline.checkpoint import WholeFileCheckpointIO, build_model, describe_model, find_checkpoint, read_checkpoint
+from pipeline import checkpoint_io, schedule
+from pipeline.checkpoint import build_model, describe_model, find_checkpoint, read_checkpoint
+from pipeline.checkpoint_io import WholeFileCheckpointIO
 from pipeline.metrics import bits_per_byte, perplexity
 from pipeline.models.recurrent import LSTMConfig
 from pipeline.tracking import CSVLog, Wandb, read_rows
@@ -47,7 +48,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_half_written(tmp_path
         target.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
-    monkeypatch.setattr(checkpoint.torch, "save", full)
+    monkeypatch.setattr(checkpoint_io.torch, "save", full)
     with pytest.raises(OSError, match="No space left"):
         plugin.save_checkpoint({"pipeline": {"step": 2}}, path)
     assert read_checkpoint(path)["pipeline"]["step"] == 1

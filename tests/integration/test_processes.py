@@ -1,0 +1,114 @@
+"""Training as separate processes: killed at random moments, stopped by a signal, and on two ranks."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+CONFIG = {
+    "trainer": {"log_every_n_steps": 1, "enable_progress_bar": False, "precision": "32-true", "accelerator": "cpu"},
+    "model": {
+        "architecture": {
+            "class_path": "TransformerConfig",
+            "init_args": {"vocab_size": 512, "context": 64, "layers": 2, "width": 64, "heads": 4, "dropout": 0.1},
+        },
+        "optimizer": {"learning_rate": 3e-3},
+    },
+    "data": {
+        "context": 64, "batch_tokens": 2048, "micro_batch": 8, "total_tokens": 120 * 2048,
+        "validate_every_tokens": 30 * 2048, "validation_tokens": 5000,
+    },
+    "checkpoint": {"every_tokens": 5 * 2048},
+    "wandb": {"mode": "disabled"},
+    "ckpt_path": "last",
+}  # fmt: skip
+
+
+class Run:
+    """One run directory and the command that brings it to its total."""
+
+    def __init__(self, folder: Path, tokens: Path, *options: str):
+        self.folder = folder / "run"
+        folder.mkdir()
+        config = folder / "config.yaml"
+        config.write_text(yaml.safe_dump(CONFIG))
+        self.command = [
+            sys.executable, "-m", "pipeline", "fit", "--config", str(config), "--data.path", str(tokens),
+            "--trainer.default_root_dir", str(self.folder), *options,
+        ]  # fmt: skip
+
+    def start(self) -> subprocess.Popen:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+
+    def finish(self) -> list[dict[str, str]]:
+        output, _ = self.start().communicate(timeout=300)
+        assert b"Traceback" not in output, output.decode()
+        return self.rows()
+
+    def rows(self) -> list[dict[str, str]]:
+        path = self.folder / "metrics.csv"
+        if not path.exists():
+            return []
+        with path.open() as file:
+            return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+def losses(rows: list[dict[str, str]]) -> list[tuple[str, str, str, str]]:
+    return [(row["step"], row["tokens"], row["train/loss"], row["val/loss"]) for row in rows]
+
+
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tokens_folder, tmp_path):
+    whole = Run(tmp_path / "whole", tokens_folder).finish()
+    assert len({row["step"] for row in whole}) == 120
+
+    killed, moments = Run(tmp_path / "killed", tokens_folder), random.Random(0)
+    for _ in range(4):
+        process, before = killed.start(), len(killed.rows())
+        while process.poll() is None and len(killed.rows()) <= before:
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+    assert losses(killed.finish()) == losses(whole)
+    names = {path.name for path in (killed.folder / "checkpoints").iterdir() if not path.name.startswith(".")}
+    assert names == {"best.ckpt", "last.ckpt"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_says_how_to_go_on_and_exits_with_its_number(number, tokens_folder, tmp_path):
+    run = Run(tmp_path / "run", tokens_folder)
+    process = run.start()
+    while len(run.rows()) < 7:
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"Stopped by {number.name} after step" in output.decode()
+    assert "Traceback" not in output.decode()
+    stopped = int(run.rows()[-1]["step"])
+    assert losses(run.finish())[stopped - 1][0] == str(stopped)
+    assert len({row["step"] for row in run.rows()}) == 120
+
+
+def test_two_ranks_train_as_one(tokens_folder, tmp_path):
+    options = ["--data.total_tokens", str(20 * 2048), "--model.architecture.dropout", "0", "--data.micro_batch"]
+    one = Run(tmp_path / "one", tokens_folder, *options, "16").finish()
+    two = Run(
+        tmp_path / "two", tokens_folder, *options, "8", "--trainer.strategy", "ddp", "--trainer.devices", "2"
+    ).finish()
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        for name in ("train/loss", "train/grad_norm", "val/loss", "val/bits_per_byte"):
+            if a[name]:
+                assert float(b[name]) == pytest.approx(float(a[name]), rel=2e-5), (a["step"], name)
