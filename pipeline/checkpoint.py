@@ -62,6 +62,8 @@ def find_checkpoint(run: str | Path, name: str = "best") -> Path:
     path = folder / f"{name}.ckpt" if name in NAMES else Path(name)
     if path.is_file():
         return path
+    if name not in NAMES:
+        raise InputError(f"There is no checkpoint file {name}: give best, last or the path of one")
     if not Path(run).is_dir():
         raise InputError(f"There is no run directory {run}: train one with `python -m pipeline fit`")
     there = ", ".join(sorted(p.stem for p in folder.glob("*.ckpt"))) or "none"

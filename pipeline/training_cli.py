@@ -5,14 +5,16 @@ import logging
 import re
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from jsonargparse import set_parsing_settings
 from lightning import Trainer
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 
 from data_prep.files import InputError
 from pipeline.allocator import keep_freed_memory
@@ -44,7 +46,9 @@ class OneSentenceParser(LightningArgumentParser):
     """A parser that answers what it cannot read with one sentence instead of pages of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        sentence = "; ".join(line.strip() for line in message.splitlines() if line.strip())
+        sentence = "; ".join(line.strip().rstrip(":;") for line in message.splitlines() if line.strip())
+        files = [path for option, path in pairwise(sys.argv) if option in ("-c", "--config")]
+        sentence = sentence.replace('"<unicode string>"', " or ".join(files))
         self.exit(2, f"error: {sentence}{self.nearest_option(sentence)}\n")
 
     def nearest_option(self, sentence: str) -> str:
@@ -154,5 +158,7 @@ def main(arguments: list[str]) -> None:
     # What matters of their news stands in our own first lines; warnings of libraries about themselves help no user.
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=r".*(LeafSpec|does not have many workers|weights_only).*")
+    warnings.filterwarnings(
+        "ignore", message=r".*(LeafSpec|smaller than the logging interval|does not have many workers|weights_only).*"
+    )
     TrainingCLI()

@@ -22,7 +22,8 @@ class GracefulStop(Callback):
         self.received: signal.Signals | None = None
         self.previous: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LanguageModelling) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LanguageModelling) -> None:
+        # Not earlier: Lightning puts its own handler of SIGTERM, which would end the run without saving, before this.
         self.previous = {number: signal.signal(number, self.note) for number in SIGNALS}
 
     def teardown(self, trainer: Trainer, pl_module: LanguageModelling, stage: str) -> None:

@@ -102,7 +102,15 @@ def test_a_signal_saves_says_how_to_go_on_and_exits_with_its_number(number, toke
 
 
 def test_two_ranks_train_as_one(tokens_folder, tmp_path):
-    options = ["--data.total_tokens", str(20 * 2048), "--model.architecture.dropout", "0", "--data.micro_batch"]
+    options = [
+        "--data.total_tokens",
+        str(20 * 2048),
+        "--model.optimizer.learning_rate",
+        "3e-4",
+        "--model.architecture.dropout",
+        "0",
+        "--data.micro_batch",
+    ]
     one = Run(tmp_path / "one", tokens_folder, *options, "16").finish()
     two = Run(
         tmp_path / "two", tokens_folder, *options, "8", "--trainer.strategy", "ddp", "--trainer.devices", "2"

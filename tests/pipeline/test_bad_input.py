@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from data_prep.tokenizer import Tokenizer
 from pipeline.cli import main
 
 CONFIG = {
@@ -62,7 +63,7 @@ def refused(capsys):
         (["--data.batch_tokens", "100"], "not a whole number of sequences of 32 tokens: 96 is"),
         (["--data.micro_batch", "3"], "make data.micro_batch a divisor of 4"),
         (["--data.total_tokens", "5"], "less than one batch of 128"),
-        (["--data.context", "64"], "longer than the model's context of 32"),
+        (["--data.context", "64", "--data.micro_batch", "2"], "longer than the model's context of 32"),
         (["--model.architecture.width", "15"], "width 15 is not divisible by 2 heads"),
         (["--model.architecture.vocab_size", "600"], "vocabulary of 512, the model has 600"),
         (["--model.schedule.final_fraction", "2"], "final_fraction is 2"),
@@ -131,8 +132,7 @@ def test_a_fresh_fit_never_overwrites_a_run(config, refused):
 
 def test_a_checkpoint_with_another_tokenizer_is_refused(config, refused, tokens_folder, tmp_path):
     assert main(["fit", "--config", str(config)]) == 0
-    path = tmp_path / "run" / "tokenizer.json"
-    path.write_text(path.read_text().replace("\u0120the", "\u0120teh"))
+    Tokenizer.train(["another text"] * 9, 260).save(tmp_path / "run")
     assert "put the run's own tokenizer back" in refused("generate", "--run", tmp_path / "run", "--prompt", "x")
 
 
