@@ -1,6 +1,7 @@
 """When a run saves: `last` at every validation, every so many tokens and at a stop; `best` when validation improves."""
 
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ class Checkpoints(Checkpoint):
     def folder(trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / "checkpoints"
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LanguageModelling) -> None:
+        if trainer.is_global_zero:
+            for leftover in self.folder(trainer).glob(".*.partial"):
+                leftover.unlink()  # of a save that a kill cut short
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModelling, *args: Any) -> None:
         batch_idx = args[-1]
         if not self.every_tokens or not pl_module.ends_step(batch_idx):
@@ -53,8 +59,13 @@ class Checkpoints(Checkpoint):
             self.best_loss = pl_module.evaluation["loss"]
         last = self.save_last(trainer)
         if improved and trainer.is_global_zero:
-            with atomic_path(last.with_name("best.ckpt")) as temporary:
-                shutil.copyfile(last, temporary)
+            best = last.with_name("best.ckpt")
+            with atomic_path(best) as temporary:
+                try:
+                    # A link takes no time and no space: a checkpoint is replaced, never changed.
+                    os.link(last, temporary)
+                except OSError:
+                    shutil.copyfile(last, temporary)  # a file system without hard links
 
     def save_last(self, trainer: Trainer) -> Path:
         """Write last.ckpt; every rank calls it. Saving the same step twice writes once."""

@@ -80,7 +80,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tokens_folder, 
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
     assert losses(killed.finish()) == losses(whole)
-    names = {path.name for path in (killed.folder / "checkpoints").iterdir() if not path.name.startswith(".")}
+    names = {path.name for path in (killed.folder / "checkpoints").iterdir()}
     assert names == {"best.ckpt", "last.ckpt"}
 
 

@@ -1,13 +1,13 @@
 """What a run leaves on disk: whole checkpoints, a metrics file without repeats, and models that load without a Trainer."""
 
 import csv
-import errno
+import resource
 
 import pytest
 import torch
 
 from data_prep.files import InputError
-from pipeline import checkpoint_io, schedule
+from pipeline import schedule
 from pipeline.checkpoint import build_model, describe_model, find_checkpoint, read_checkpoint
 from pipeline.checkpoint_io import WholeFileCheckpointIO
 from pipeline.metrics import bits_per_byte, perplexity
@@ -40,17 +40,16 @@ def test_large_counts_are_logged_exactly(tmp_path):
         assert next(csv.DictReader(file))["tokens"] == "300000000001"
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_half_written(tmp_path, monkeypatch):
+def test_a_disk_that_takes_no_more_leaves_the_old_checkpoint_and_nothing_half_written(tmp_path):
     path, plugin = tmp_path / "checkpoints" / "last.ckpt", WholeFileCheckpointIO()
     plugin.save_checkpoint({"pipeline": {"step": 1}}, path)
-
-    def full(content, target):
-        target.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device", str(target))
-
-    monkeypatch.setattr(checkpoint_io.torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        plugin.save_checkpoint({"pipeline": {"step": 2}}, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="last.ckpt"):
+            plugin.save_checkpoint({"pipeline": {"step": 2}, "weights": torch.zeros(1_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert read_checkpoint(path)["pipeline"]["step"] == 1
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
 
