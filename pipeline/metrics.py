@@ -16,7 +16,7 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
     return nats / math.log(2) / text_bytes if text_bytes else math.nan
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.3) -> float:
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.5) -> float:
     """FLOP/s of the fastest square matrix product in so many seconds: the peak that MFU is measured against."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     synchronise = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)

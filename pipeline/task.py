@@ -137,7 +137,8 @@ class LanguageModelling(LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.finish_evaluation("validation")
         for name in ("loss", "perplexity", "bits_per_byte"):
-            self.log(f"val/{name}", self.evaluation[name], logger=False, prog_bar=False)
+            # For callbacks that watch a metric; the loggers get theirs, exactly, from MetricsLog.
+            self.log(f"val/{name}", self.evaluation[name], logger=False, sync_dist=True)
 
     def on_test_epoch_start(self) -> None:
         self.begin_evaluation()

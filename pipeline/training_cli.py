@@ -159,6 +159,7 @@ def main(arguments: list[str]) -> None:
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     warnings.filterwarnings(
-        "ignore", message=r".*(LeafSpec|smaller than the logging interval|does not have many workers|weights_only).*"
+        "ignore",
+        message=r".*(LeafSpec|`srun` command is available|smaller than the logging interval|does not have many workers|weights_only).*",
     )
     TrainingCLI()

@@ -1,11 +1,17 @@
 """`evaluate`: score a run's checkpoint on lm-evaluation-harness tasks, without and with examples in the prompt."""
 
 import argparse
+import json
 import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from data_prep.files import InputError, write_json, write_text
+
+if TYPE_CHECKING:
+    from pipeline.checkpoint import LoadedRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,30 +45,46 @@ def run(arguments: argparse.Namespace) -> int:
     for library in ("lm_eval", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
 
-    import lm_eval
     from rich.console import Console
-    from rich.progress import Progress
 
-    from data_prep.files import InputError, write_json
     from pipeline.allocator import keep_freed_memory
     from pipeline.checkpoint import load_run
-    from pipeline.evaluation import protocol, tasks
-    from pipeline.evaluation.harness import PipelineLM
 
     started = time.time()
     keep_freed_memory()
-    console = Console(stderr=True)
-    loaded_run = load_run(arguments.run, arguments.checkpoint)
-    record = loaded_run.record
-    manager, chosen = tasks.find(arguments.tasks, arguments.include, {"documents": documents_of(record)})
+    loaded = load_run(arguments.run, arguments.checkpoint)
+    outputs, scores, longest = score_tasks(arguments, loaded)
+    output = arguments.output or arguments.run / "evaluation" / "results.json"
+    write_results(output, outputs, scores, arguments, loaded, started)
 
+    console = Console()
+    console.print(table_of(scores, f"{loaded.record['name']}, step {loaded.step}"))
+    for row in {(row["task"], row["shots"]): row for row in scores}.values():
+        if row["truncated"]:
+            remark = f"{row['truncated']} requests exceeded the context of {longest} tokens and lost their beginning."
+            console.print(f"{row['task']}, {row['shots']}-shot: {remark}", style="yellow", soft_wrap=True)
+    console.print(f"Scores: {output}\nPrompts and answers: {samples_of(output)}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def score_tasks(
+    arguments: argparse.Namespace, loaded: "LoadedRun"
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+    """Score every chosen task at each K. Returns the harness's outputs, the rows of scores, and the longest input in tokens."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pipeline.evaluation import protocol, tasks
+    from pipeline.evaluation.harness import PipelineLM
+
+    manager, chosen = tasks.find(arguments.tasks, arguments.include, {"documents": documents_of(loaded.record)})
     outputs: list[dict[str, Any]] = []
     scores: list[dict[str, Any]] = []
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("")
         lm = PipelineLM(
-            loaded_run.model,
-            loaded_run.tokenizer,
+            loaded.model,
+            loaded.tokenizer,
             batch_tokens=arguments.batch_tokens,
             seed=arguments.seed,
             on_progress=lambda requests: progress.advance(bar, requests),
@@ -84,24 +106,36 @@ def run(arguments: argparse.Namespace) -> int:
                 scores += [{**row, "truncated": lm.truncated - truncated} for row in rows]
     if not outputs:
         raise InputError("No task could be evaluated: see the reasons above, or name --tasks that need no documents.")
+    return outputs, scores, lm.max_length
 
-    output = arguments.output or arguments.run / "evaluation" / "results.json"
-    samples = output.parent / "samples"
+
+def write_results(
+    output: Path,
+    outputs: list[dict[str, Any]],
+    scores: list[dict[str, Any]],
+    arguments: argparse.Namespace,
+    loaded: "LoadedRun",
+    started: float,
+) -> None:
+    """Write the harness's JSON with our scores, and beside it each task's prompts and answers."""
+    import lm_eval
+
+    from pipeline.evaluation import protocol
+
     for result in outputs:
         for name, examples in result["samples"].items():
-            write_lines(
-                samples / f"{name}@{result['n-shot'].get(name, 0)}.jsonl", [protocol.readable(e) for e in examples]
-            )
+            path = samples_of(output) / f"{name}@{result['n-shot'].get(name, 0)}.jsonl"
+            write_lines(path, [protocol.readable(example) for example in examples])
     results = protocol.merged(outputs)
     results["lm_eval_version"] = lm_eval.__version__
     results["date"] = started
     results["pipeline"] = {
-        "run": record["name"],
-        "checkpoint": str(loaded_run.checkpoint),
-        "step": loaded_run.step,
-        "tokens_seen": loaded_run.tokens,
-        "tokenizer": loaded_run.tokenizer.fingerprint,
-        "data_fingerprint": record["data"]["fingerprint"],
+        "run": loaded.record["name"],
+        "checkpoint": str(loaded.checkpoint),
+        "step": loaded.step,
+        "tokens_seen": loaded.tokens,
+        "tokenizer": loaded.tokenizer.fingerprint,
+        "data_fingerprint": loaded.record["data"]["fingerprint"],
         "seed": arguments.seed,
         "limit": arguments.limit,
         "scores": scores,
@@ -109,16 +143,10 @@ def run(arguments: argparse.Namespace) -> int:
     }
     write_json(output, results)
 
-    console = Console()
-    console.print(table_of(scores, f"{record['name']}, step {loaded_run.step}"))
-    for row in {(row["task"], row["shots"]): row for row in scores}.values():
-        if row["truncated"]:
-            remark = (
-                f"{row['truncated']} requests exceeded the context of {lm.max_length} tokens and lost their beginning."
-            )
-            console.print(f"{row['task']}, {row['shots']}-shot: {remark}", style="yellow", soft_wrap=True)
-    console.print(f"Scores: {output}\nPrompts and answers: {samples}", soft_wrap=True, highlight=False)
-    return 0
+
+def samples_of(output: Path) -> Path:
+    """The folder of prompts and answers beside a file of results."""
+    return output.parent / "samples"
 
 
 def documents_of(record: dict[str, Any]) -> str | None:
@@ -128,10 +156,6 @@ def documents_of(record: dict[str, Any]) -> str | None:
 
 
 def write_lines(path: Path, objects: list[dict[str, Any]]) -> None:
-    import json
-
-    from data_prep.files import write_text
-
     write_text(path, "".join(json.dumps(obj, ensure_ascii=False) + "\n" for obj in objects))
 
 
