@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"error: {describe(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     if verb in ("-h", "--help"):
         print(usage())
         return 0
@@ -41,7 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_command(verb: str, arguments: list[str]) -> int:
     command = import_module(f"pipeline.commands.{verb}")
-    parser = argparse.ArgumentParser(prog=f"python -m pipeline {verb}", description=COMMANDS[verb].capitalize() + ".")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m pipeline {verb}", description=f"{COMMANDS[verb][0].upper()}{COMMANDS[verb][1:]}."
+    )
     command.add_arguments(parser)
     return command.run(parser.parse_args(arguments))
 
