@@ -15,6 +15,7 @@ from lightning import Trainer
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 
 from data_prep.files import InputError
 from pipeline.allocator import keep_freed_memory
@@ -24,7 +25,7 @@ from pipeline.callbacks.metrics_log import MetricsLog
 from pipeline.callbacks.predictions import TokenLosses
 from pipeline.callbacks.progress import StepProgress
 from pipeline.callbacks.run_record import RunRecord
-from pipeline.checkpoint import NAMES, find_checkpoint
+from pipeline.checkpoint import find_checkpoint
 from pipeline.checkpoint_io import WholeFileCheckpointIO
 from pipeline.data import TokenDataModule
 from pipeline.models import recurrent, transformer  # noqa: F401  known to the parser by their short names
@@ -105,9 +106,7 @@ class TrainingCLI(LightningCLI):
                 raise InputError(
                     f"{run} already holds a run: go on with --ckpt_path last, or start another with --trainer.default_root_dir"
                 )
-        if name is None or name in NAMES:
-            return str(find_checkpoint(run, name or "best"))
-        return str(find_checkpoint(run, name))
+        return str(find_checkpoint(run, name or "best"))
 
     def instantiate_classes(self) -> None:
         try:
@@ -137,8 +136,9 @@ class TrainingCLI(LightningCLI):
         if config.get("enable_progress_bar") is not False:
             own.append(StepProgress(clock))
         tracker = self._get(self.config_init, "wandb").logger(run) if self.subcommand == "fit" else None
-        chosen = config.get("logger") or []
-        loggers = [CSVLog(run), *([tracker] if tracker else []), *(chosen if isinstance(chosen, list) else [])]
+        chosen = config.get("logger")
+        more = [chosen] if isinstance(chosen, Logger) else chosen if isinstance(chosen, list) else []
+        loggers = [CSVLog(run), *([tracker] if tracker else []), *more]
         plugins = [*(config.get("plugins") or []), WholeFileCheckpointIO()]
         if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
             # Lightning's own requeueing saves inside the signal handler, where ranks at different steps wait for ever.

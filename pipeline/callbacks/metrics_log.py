@@ -58,6 +58,9 @@ class MetricsLog(Callback):
         if pl_module.ends_step(batch_idx) and trainer.global_step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             self.log_step(trainer, pl_module, pl_module.measure_step(batch.valid_tokens))
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LanguageModelling, checkpoint: dict[str, Any]) -> None:
+        self.pause()
+
     def pause(self) -> None:
         """Stop the clock until the next batch begins."""
         self.mark = None

@@ -2,12 +2,14 @@
 
 import csv
 import resource
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from data_prep.files import InputError
 from pipeline import schedule
+from pipeline.callbacks import metrics_log
 from pipeline.checkpoint import build_model, describe_model, find_checkpoint, read_checkpoint
 from pipeline.checkpoint_io import WholeFileCheckpointIO
 from pipeline.metrics import bits_per_byte, perplexity
@@ -113,3 +115,23 @@ def test_wandb_is_offline_without_an_account_and_never_asks(environment, mode, m
         monkeypatch.setenv(name, value)
     assert Wandb().resolved_mode() == mode
     assert Wandb(mode="disabled").resolved_mode() == "disabled"
+
+
+def test_the_clock_counts_training_and_waiting_for_data_but_not_saving(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(metrics_log.time, "perf_counter", lambda: now)
+    clock, task = metrics_log.MetricsLog(), SimpleNamespace(ends_step=lambda batch_idx: False)
+
+    def batch(begin: float, end: float) -> None:
+        nonlocal now
+        now = begin
+        clock.on_train_batch_start(None, task, None, 0)
+        now = end
+        clock.on_train_batch_end(None, task, None, None, 0)
+
+    batch(1, 3)
+    clock.on_save_checkpoint(None, task, {})
+    batch(10, 11)
+    assert clock.seconds == 3
+    batch(13, 14)  # two seconds passed until the loader had the batch
+    assert clock.seconds == 6
