@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m
 
-.PHONY: help install demo test test-all lint format clean
+.PHONY: help install demo test test-all bench lint format clean
 
 help:
 	@echo "make demo      prepare a corpus, train a GPT and an LSTM, judge them, write a report (a few minutes on 2 cores)"
 	@echo "make test      the fast tests"
 	@echo "make test-all  the slow tests too"
+	@echo "make bench     ratios of speed, on an idle machine"
 	@echo "make lint      ruff and pyright"
 	@echo "make install   .venv with everything; the others do it by themselves"
 
@@ -36,7 +37,10 @@ test: install
 	$(RUN) pytest
 
 test-all: install
-	$(RUN) pytest -m ''
+	$(RUN) pytest -m 'not benchmark'
+
+bench: install
+	$(RUN) pytest -m benchmark tests/benchmarks
 
 lint: install
 	$(BIN)/ruff format --check .

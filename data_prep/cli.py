@@ -9,13 +9,13 @@ from pathlib import Path
 STAGE_VERBS = {
     "run": ("all stages, from sources to token shards", "tokenize"),
     "collect": ("read the sources into Parquet documents", "collect"),
-    "dedup": ("... and drop documents whose text came before", "dedup"),
+    "dedup": ("... and drop documents whose text, or pairs whose two sides, came before", "dedup"),
     "split": ("... and divide them into train, validation and test", "split"),
     "tokenizer": ("... and train the tokenizer on the train split", "tokenizer"),
     "tokenize": ("... and write the token shards (the same as run)", "tokenize"),
 }
-INSPECT = "show a prepared corpus: a table of counts, or one document"
-VERIFY = "check a prepared corpus: checksums, ids, document ends, text"
+INSPECT = "show a prepared corpus: a table of counts, or one document or pair"
+VERIFY = "check a prepared corpus: checksums, ids, ends of texts, text"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

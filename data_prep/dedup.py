@@ -1,4 +1,7 @@
-"""Exact deduplication: of documents with the same text, the first in the order of the sources is kept."""
+"""Exact deduplication: of documents with the same text, the first in the order of the sources is kept.
+
+A pair repeats another only if both sides do.
+"""
 
 import hashlib
 from itertools import pairwise
@@ -22,7 +25,8 @@ def deduplicate(folders: dict[str, Path], target: Path) -> dict[str, Any]:
         with DocumentWriter(target, source) as writer:
             for batch in document.read(folder, source):
                 first = []
-                for digest in digests(batch.column("text")):
+                for sides in zip(*map(digests, document.sides(batch).values()), strict=True):
+                    digest = b"".join(sides)
                     first.append(digest not in seen)
                     seen.add(digest)
                 writer.add(batch.filter(pa.array(first)))

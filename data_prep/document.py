@@ -1,9 +1,10 @@
-"""The one record that passes between stages, (id, text, source), and the Parquet files that hold it.
+"""The one record that passes between stages, (id, text, source) or a pair's (id, text, target, source), in Parquet.
 
 Files are read and written a bounded batch at a time, so the memory in use does not depend on the size of the corpus.
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from data_prep.files import atomic_path
 
-SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
+SIDES = ("text", "target")
 ROW_GROUP_BYTES = 8 * 2**20
 ROW_GROUP_DOCUMENTS = 2**14
 FILE_BYTES = 256 * 2**20
@@ -36,7 +37,7 @@ class DocumentWriter:
         self._pending: list[pa.RecordBatch] = []
         self._pending_documents = self._pending_bytes = 0
         # Hashed apart and as streams, so that the fingerprint does not depend on how documents were batched.
-        self._hashes = {name: hashlib.sha256() for name in ("ids", "texts", "lengths")}
+        self._hashes: defaultdict[str, Any] = defaultdict(hashlib.sha256)
 
     def __enter__(self) -> "DocumentWriter":
         return self
@@ -49,16 +50,18 @@ class DocumentWriter:
             self._open.__exit__(kind, error, trace)
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Append documents given as columns `id` and `text`; other columns are not looked at."""
+        """Append documents given as columns `id`, `text` and, of pairs, `target`; other columns are not looked at."""
         if batch.num_rows == 0:
             return
-        ids, texts = batch.column("id"), batch.column("text")
-        lengths = text_lengths(texts)
-        size = int(lengths.sum())
-        self._hashes["ids"].update(("\n".join(ids.to_pylist()) + "\n").encode())
-        self._hashes["texts"].update(text_buffer(texts))
-        self._hashes["lengths"].update(lengths.astype("<i8").tobytes())
-        self._pending.append(pa.record_batch([ids, texts, pa.repeat(self.source, batch.num_rows)], schema=SCHEMA))
+        ids, columns = batch.column("id"), sides(batch)
+        self._hashes["id"].update(("\n".join(ids.to_pylist()) + "\n").encode())
+        size = 0
+        for name, texts in columns.items():
+            lengths = text_lengths(texts)
+            size += int(lengths.sum())
+            self._hashes[name].update(text_buffer(texts))
+            self._hashes[f"{name} lengths"].update(lengths.astype("<i8").tobytes())
+        self._pending.append(pa.record_batch({"id": ids, **columns, "source": pa.repeat(self.source, batch.num_rows)}))
         self._pending_documents += batch.num_rows
         self._pending_bytes += size
         self.documents += batch.num_rows
@@ -72,7 +75,8 @@ class DocumentWriter:
         if self._writer is None:
             path = self.folder / f"{self.source}-{self._files:05d}.parquet"
             temporary = self._open.enter_context(atomic_path(path))
-            self._writer = self._open.enter_context(pq.ParquetWriter(temporary, SCHEMA, compression="zstd"))
+            schema = self._pending[0].schema
+            self._writer = self._open.enter_context(pq.ParquetWriter(temporary, schema, compression="zstd"))
         self._writer.write_table(pa.Table.from_batches(self._pending), row_group_size=self._pending_documents)
         self._file_bytes += self._pending_bytes
         self._pending, self._pending_documents, self._pending_bytes = [], 0, 0
@@ -84,6 +88,20 @@ class DocumentWriter:
     def record(self) -> dict[str, Any]:
         digest = hashlib.sha256("".join(part.hexdigest() for part in self._hashes.values()).encode())
         return {"documents": self.documents, "text_bytes": self.text_bytes, "fingerprint": digest.hexdigest()}
+
+
+def sides(batch: pa.RecordBatch) -> dict[str, pa.Array]:
+    """The columns of text: `text` alone, or `text` and `target` of pairs."""
+    return {name: batch.column(name) for name in SIDES if name in batch.schema.names}
+
+
+def texts_in_turn(batch: pa.RecordBatch) -> pa.Array:
+    """All texts of a batch, document by document; of a pair the text first and then the target."""
+    columns = list(sides(batch).values())
+    if len(columns) == 1:
+        return columns[0]
+    order = np.arange(len(columns) * batch.num_rows).reshape(len(columns), -1).T.ravel()
+    return pa.concat_arrays(columns).take(pa.array(order))
 
 
 def text_offsets(texts: pa.Array) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from data_prep import python_sources  # noqa: F401  (its sources are named in configurations)
+from data_prep import pair_sources, python_sources  # noqa: F401  (their sources are named in configurations)
 from data_prep.collect import collect
 from data_prep.dedup import deduplicate
 from data_prep.files import InputError
@@ -51,6 +51,13 @@ class DataConfig:
         for name in self.sources:
             if not name.replace("_", "").replace("-", "").isalnum():
                 raise InputError(f"Source name {name!r} cannot name files: use letters, digits, - and _.")
+        pairs = [name for name, source in self.sources.items() if source.pairs]
+        plain = [name for name in self.sources if name not in pairs]
+        if pairs and plain:
+            raise InputError(
+                f"Source {pairs[0]!r} gives pairs and source {plain[0]!r} gives plain text: "
+                "a corpus is of one kind, so make two of them."
+            )
 
 
 def run(config: DataConfig, last: str, console: Console) -> None:
@@ -67,10 +74,13 @@ def run(config: DataConfig, last: str, console: Console) -> None:
 
 def collect_stages(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
     workers = config.workers or os.cpu_count() or 1
-    return [
-        Stage(f"documents/{name}", 1, source_settings(source), source.inputs(), partial(collect, name, source, workers))
-        for name, source in config.sources.items()
-    ]
+    stages = []
+    for name, source in config.sources.items():
+        work = partial(collect, name, source, workers)
+        columns = ("documents", "text_bytes", *source.counts)
+        settings = source_settings(source)
+        stages.append(Stage(f"documents/{name}", 1, settings, source.inputs(), work, columns=columns))
+    return stages
 
 
 def source_settings(source: Source) -> dict[str, Any]:
@@ -114,7 +124,8 @@ def tokenize_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]
         sources.append({"name": name, "kind": settings.pop("kind"), "settings": settings, **record})
 
     inputs = {"split": divided.output, "tokenizer": trained.output, "sources": sources}
-    work = partial(tokenize, trained.folder, divided.folder, sources, config.shards.tokens)
+    pairs = any(source.pairs for source in config.sources.values())
+    work = partial(tokenize, trained.folder, divided.folder, sources, pairs, config.shards.tokens)
     return [Stage("tokens", 1, asdict(config.shards), inputs, work, columns=("documents", "text_bytes", "tokens"))]
 
 

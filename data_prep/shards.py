@@ -1,6 +1,7 @@
 """Token shards on disk: Megatron-LM's `.bin`/`.idx` pairs and the manifest that names them, written and read.
 
 A `.bin` file is the token ids of whole documents, one after another; its `.idx` file holds their lengths and offsets.
+A document is one sequence, or two where it is a pair: a text and its target, each with its own end-of-text token.
 A shard belongs to one source and one split. `manifest.json` gives every count and checksum, so that opening a corpus
 scans nothing.
 """
@@ -8,7 +9,7 @@ scans nothing.
 import hashlib
 import struct
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ FORMAT = 1
 SPLITS = ("train", "validation", "test")
 
 # The index starts with a magic, a version, a type code, the number of sequences and the number of document boundaries.
-# After it stand int32 lengths, int64 byte offsets and int64 document boundaries. A document is one sequence here.
+# After it stand an int32 length and an int64 byte offset for each sequence, and the int64 document boundaries, which
+# count sequences.
 HEADER = struct.Struct("<9sQBQQ")
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -44,7 +46,7 @@ class Shard:
     documents: int
     tokens: int
     text_bytes: int
-    """UTF-8 bytes of the documents' text, end-of-text tokens not counted."""
+    """UTF-8 bytes of the documents' text (of a pair, both sides), end-of-text tokens not counted."""
     sha256: Mapping[str, str]
     """Checksums of the two files, under "bin" and "idx"."""
 
@@ -52,12 +54,15 @@ class Shard:
 class ShardWriter:
     """Writes the documents of one source and split to consecutive shards of at most `shard_tokens` tokens.
 
-    A document longer than that has a shard to itself: documents never cross a shard's end.
-    Use as a context manager; `shards` is complete when the block has ended.
+    A document longer than that has a shard to itself: documents never cross a shard's end. With two
+    `sequences_per_document` each is a pair. Use as a context manager; `shards` is complete when the block has ended.
     """
 
-    def __init__(self, folder: Path, split: str, source: str, dtype: str, shard_tokens: int):
+    def __init__(
+        self, folder: Path, split: str, source: str, dtype: str, shard_tokens: int, sequences_per_document: int = 1
+    ):
         self.folder, self.split, self.source, self.dtype, self.shard_tokens = folder, split, source, dtype, shard_tokens
+        self.sequences_per_document = sequences_per_document
         self.shards: list[Shard] = []
         self._start_shard()
 
@@ -78,8 +83,15 @@ class ShardWriter:
             self._open.__exit__(kind, error, trace)
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: np.ndarray) -> None:
-        """Append documents: their ids one after another, and for each document its count of ids and of UTF-8 bytes."""
-        ends = np.cumsum(lengths, dtype=np.int64)
+        """Append documents.
+
+        Args:
+            tokens: the ids of all their sequences, one after another.
+            lengths: ids of each sequence; of pairs, source and target by turns or as an array (documents, 2).
+            text_bytes: UTF-8 bytes of each document.
+        """
+        lengths = lengths.reshape(-1, self.sequences_per_document)
+        ends = np.cumsum(lengths.sum(axis=1), dtype=np.int64)
         done = 0
         while done < len(lengths):
             begin = int(ends[done - 1]) if done else 0
@@ -99,7 +111,7 @@ class ShardWriter:
         content = tokens.astype(self.dtype).tobytes()
         self._stream.write(content)
         self._hash.update(content)
-        self._lengths.append(lengths.astype(np.int32))
+        self._lengths.append(lengths.astype(np.int32))  # (documents, sequences_per_document)
         self._tokens += len(tokens)
         self._text_bytes += text_bytes
 
@@ -121,15 +133,16 @@ class ShardWriter:
 
 
 def index_bytes(lengths: np.ndarray, dtype: str) -> bytes:
-    """The content of an `.idx` file for documents of these lengths."""
-    count = len(lengths)
+    """The content of an `.idx` file for documents whose sequences have these lengths, (documents, sequences each)."""
+    documents, sequences_per_document = lengths.shape
+    count = lengths.size
+    lengths = lengths.ravel()
     offsets = np.zeros(count, np.int64)
     np.cumsum(lengths[:-1], out=offsets[1:])
     offsets *= np.dtype(dtype).itemsize
-    header = HEADER.pack(MAGIC, VERSION, CODES[dtype], count, count + 1)
-    return (
-        header + lengths.astype(np.int32).tobytes() + offsets.tobytes() + np.arange(count + 1, dtype=np.int64).tobytes()
-    )
+    boundaries = np.arange(documents + 1, dtype=np.int64) * sequences_per_document
+    header = HEADER.pack(MAGIC, VERSION, CODES[dtype], count, len(boundaries))
+    return header + lengths.astype(np.int32).tobytes() + offsets.tobytes() + boundaries.tobytes()
 
 
 @dataclass(frozen=True)
@@ -144,6 +157,8 @@ class Manifest:
     """Fingerprint of the tokenizer that made the ids; its file `tokenizer.json` lies beside the manifest."""
     sources: list[dict[str, Any]]
     splits: dict[str, tuple[Shard, ...]]
+    sequences_per_document: int = 1
+    """2 where the documents are pairs."""
 
     @classmethod
     def load(cls, path: str | Path) -> "Manifest":
@@ -162,6 +177,7 @@ class Manifest:
                 )
             splits = {name: tuple(Shard(**shard) for shard in shards) for name, shards in content["splits"].items()}
             fields = {name: content[name] for name in ("dtype", "vocab_size", "end_of_text", "tokenizer", "sources")}
+            fields["sequences_per_document"] = content.get("sequences_per_document", 1)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} is not a token manifest ({type(error).__name__} {error}): {REMAKE}.") from None
         return cls(folder=file.parent, splits=splits, **fields)
@@ -171,8 +187,14 @@ class Manifest:
         write_json(self.folder / MANIFEST, {"format": FORMAT, **content})
 
     @property
+    def pairs(self) -> bool:
+        """Whether each document is a pair: a text and its target."""
+        return self.sequences_per_document == 2
+
+    @property
     def fingerprint(self) -> str:
         """Names the tokens and their meaning; the same wherever the folder lies and whatever made it."""
+        # The checksum of an index covers how many sequences make a document.
         shards = {
             split: [[shard.source, shard.documents, shard.tokens, dict(shard.sha256)] for shard in shards]
             for split, shards in self.splits.items()
@@ -190,7 +212,7 @@ class Manifest:
 
     def open(self, split: str) -> "TokenReader":
         """The tokens of a split as one sequence. Checks every file's size and header, not its checksum."""
-        return TokenReader(self.folder, self.dtype, self.shards(split))
+        return TokenReader(self.folder, self.dtype, self.shards(split), self.sequences_per_document)
 
     def verify(self, split: str | None = None) -> None:
         """Check sizes, headers and checksums of one split or of all; InputError names the first damaged file."""
@@ -208,12 +230,13 @@ class Manifest:
 class TokenReader:
     """The tokens of several shards as one memory-mapped sequence, and their documents."""
 
-    def __init__(self, folder: Path, dtype: str, shards: tuple[Shard, ...]):
-        self._maps = [map_tokens(folder / shard.file, dtype, shard) for shard in shards]
-        self._indices = [folder / f"{shard.file}.idx" for shard in shards]
+    def __init__(self, folder: Path, dtype: str, shards: tuple[Shard, ...], sequences_per_document: int = 1):
+        self.folder, self.sequences_per_document = folder, sequences_per_document
+        self._maps = [map_tokens(folder / shard.file, dtype, shard, sequences_per_document) for shard in shards]
+        self._index_files = [folder / f"{shard.file}.idx" for shard in shards]
         self._starts = np.cumsum([0] + [shard.tokens for shard in shards]).tolist()
         self._document_starts = np.cumsum([0] + [shard.documents for shard in shards]).tolist()
-        self._offsets: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._index: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -245,24 +268,65 @@ class TokenReader:
             window[filled : filled + len(piece)] = piece
             filled += len(piece)
 
-    def document(self, k: int) -> np.ndarray:
-        """The ids of document `k`, its end-of-text token included, as int64."""
+    def sequences(self, k: int) -> list[np.ndarray]:
+        """The sequences of document `k`, one or the two of a pair, each with its end-of-text token, as int64."""
         if not 0 <= k < self.documents:
             raise InputError(f"There is no document {k}: this split has documents 0 to {self.documents - 1}.")
         shard = bisect_right(self._document_starts, k) - 1
-        if shard not in self._offsets:
-            self._offsets[shard] = read_index(self._indices[shard])
-        lengths, offsets = self._offsets[shard]
+        lengths, offsets = self._shard_index(shard)
         tokens, row = self._maps[shard], k - self._document_starts[shard]
-        begin = int(offsets[row]) // tokens.itemsize
-        return tokens[begin : begin + int(lengths[row])].astype(np.int64)
+        begin = int(offsets[row, 0]) // tokens.itemsize
+        found = []
+        for length in lengths[row].tolist():
+            found.append(tokens[begin : begin + length].astype(np.int64))
+            begin += length
+        return found
+
+    def document(self, k: int) -> np.ndarray:
+        """The ids of document `k`, its end-of-text token (a pair's two) included, as int64."""
+        return np.concatenate(self.sequences(k))
+
+    def sequence_lengths(self) -> np.ndarray:
+        """Ids of each sequence of each document, end-of-text included: int32 (documents, sequences_per_document)."""
+        return np.concatenate([self._shard_index(shard)[0] for shard in range(len(self._maps))])
+
+    def _shard_index(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        if shard not in self._index:
+            self._index[shard] = read_index(self._index_files[shard], self.sequences_per_document)
+        return self._index[shard]
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs there are. InputError where the documents have no target."""
+        if self.sequences_per_document != 2:
+            raise InputError(
+                f"{self.folder} holds plain text, not pairs of a text and its target: "
+                "prepare a corpus from a Pairs source."
+            )
+        return self.documents
+
+    def pair(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Source and target of pair `k`, each with its end-of-text token, as int64."""
+        if k >= self.pairs:
+            raise InputError(f"There is no pair {k}: this split has pairs 0 to {self.pairs - 1}.")
+        source, target = self.sequences(k)
+        return source, target
+
+    def gather_pairs(self, indices: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """`pair` for each of these indices, in their order."""
+        return [self.pair(int(k)) for k in indices]
+
+    def pair_lengths(self) -> np.ndarray:
+        """Ids of the source and of the target of each pair, end-of-text included: int32 of shape (pairs, 2)."""
+        return self.sequence_lengths().reshape(self.pairs, 2)
 
 
-def map_tokens(path: Path, dtype: str, shard: Shard) -> np.ndarray:
+def map_tokens(path: Path, dtype: str, shard: Shard, sequences_per_document: int) -> np.ndarray:
     """Map a shard's `.bin` file after checking that both files have the size and header that the manifest claims."""
+    sequences = shard.documents * sequences_per_document
     expected = {
         ".bin": shard.tokens * np.dtype(dtype).itemsize,
-        ".idx": HEADER.size + shard.documents * (4 + 8) + (shard.documents + 1) * 8,
+        ".idx": HEADER.size + sequences * (4 + 8) + (shard.documents + 1) * 8,
     }
     for suffix, size in expected.items():
         file = path.with_name(path.name + suffix)
@@ -275,14 +339,15 @@ def map_tokens(path: Path, dtype: str, shard: Shard) -> np.ndarray:
     index = path.with_name(path.name + ".idx")
     with open(index, "rb") as stream:
         header = HEADER.unpack(stream.read(HEADER.size))
-    if header != (MAGIC, VERSION, CODES[dtype], shard.documents, shard.documents + 1):
+    if header != (MAGIC, VERSION, CODES[dtype], sequences, shard.documents + 1):
         raise InputError(f"{index} does not start as the index of {shard.documents} documents of {dtype}: {REMAKE}.")
     return np.memmap(path.with_name(path.name + ".bin"), dtype=dtype, mode="r")
 
 
-def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Token counts and byte offsets of the documents of an `.idx` file."""
+def read_index(path: Path, sequences_per_document: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token counts and byte offsets of the sequences of an `.idx` file, mapped: (documents, sequences each)."""
     content = np.memmap(path, mode="r")
     count = HEADER.unpack(content[: HEADER.size].tobytes())[3]
     lengths = np.frombuffer(content, np.int32, count, HEADER.size)
-    return lengths, np.frombuffer(content, np.int64, count, HEADER.size + lengths.nbytes)
+    offsets = np.frombuffer(content, np.int64, count, HEADER.size + lengths.nbytes)
+    return lengths.reshape(-1, sequences_per_document), offsets.reshape(-1, sequences_per_document)

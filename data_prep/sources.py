@@ -1,7 +1,8 @@
-"""Where documents come from: local text, JSON lines, Parquet, the `datasets` hub; in `python_sources` Python itself.
+"""Where documents come from: local text, JSON lines, Parquet, the `datasets` hub.
 
-A source is its settings. It says cheaply what it would read, so that an unchanged corpus is not read again, and it
-yields (id, text). An id depends on its document alone, never on the documents beside it: the split is made by id.
+`python_sources` has Python itself, `pair_sources` texts with a target. A source is its settings. It says cheaply what
+it would read, so that an unchanged corpus is not read again, and it yields (id, text). An id depends on its document
+alone, never on the documents beside it: the split is made by id.
 """
 
 import codecs
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +33,11 @@ class Source(ABC):
 
     limit: int | None = None
     """Take at most this many documents."""
+    pairs: ClassVar[bool] = False
+    """Whether documents are (id, text, target) instead of (id, text)."""
+    counts: ClassVar[tuple[str, ...]] = ()
+    """Which numbers in `origin` the terminal shows."""
+
     split: Literal["train", "validation", "test"] | None = None
     """Put all documents into this split instead of dividing them by the hash of their id."""
 
@@ -47,8 +53,11 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def documents(self, workers: int, origin: dict[str, Any]) -> Documents:
-        """Yield (id, text) in an order that depends on the input alone. `origin` takes facts about what was read."""
+    def documents(self, workers: int, origin: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+        """Yield (id, text), or (id, text, target), in an order that depends on the input alone.
+
+        `origin` takes facts about what was read.
+        """
 
 
 def content_id(name: str, text: str) -> str:
@@ -126,6 +135,18 @@ class EncodedFileSource(FileSource):
                     return
                 consumed += len(data)
 
+    def lines(self, path: Path) -> Iterator[str]:
+        """The lines of a file without their ends, a last empty one included."""
+        rest: list[str] = []
+        for chunk in self.chunks(path):
+            first, *others = chunk.split("\n")
+            rest.append(first)
+            if others:
+                yield "".join(rest)
+                yield from others[:-1]
+                rest = [others[-1]]
+        yield "".join(rest)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Text(EncodedFileSource):
@@ -185,7 +206,7 @@ class Jsonl(EncodedFileSource):
 
     def documents(self, workers: int, origin: dict[str, Any]) -> Documents:
         for path, name in self.matches():
-            for number, line in enumerate(self._lines(path), 1):
+            for number, line in enumerate(self.lines(path), 1):
                 if not line.strip():
                     continue
                 try:
@@ -195,17 +216,6 @@ class Jsonl(EncodedFileSource):
                 if not isinstance(row, dict):
                     raise InputError(f"{path} line {number} is not a JSON object: each line has to be one.")
                 yield pick(row, self.text_column, self.id_column, name, f"{path} line {number}")
-
-    def _lines(self, path: Path) -> Iterator[str]:
-        rest: list[str] = []
-        for chunk in self.chunks(path):
-            first, *others = chunk.split("\n")
-            rest.append(first)
-            if others:
-                yield "".join(rest)
-                yield from others[:-1]
-                rest = [others[-1]]
-        yield "".join(rest)
 
 
 def pick(row: dict[str, Any], text_column: str, id_column: str | None, name: str, place: str) -> tuple[str, str]:

@@ -1,8 +1,8 @@
-"""Byte-level BPE tokenizers: training, loading, and encoding a corpus fast.
+"""Tokenizers, byte-level BPE and whole words: training, loading, and encoding a corpus fast.
 
-`tokenizers` trains them and defines their format and their ids. `gigatoken` encodes a corpus to the same ids many times
-faster; where it cannot, `tokenizers` does. Text never becomes a special token: "<|endoftext|>" inside a document is
-encoded as plain text.
+`tokenizers` trains them and defines their format and their ids. `gigatoken` encodes a corpus by BPE to the same ids
+many times faster; where it cannot, `tokenizers` does. Text never becomes a special token: "<|endoftext|>" inside a
+document is encoded as plain text.
 """
 
 import json
@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from data_prep.files import InputError, fingerprint, write_text
 
 END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<unk>"
+END_OF_LINE = "<eos>"
 FILE = "tokenizer.json"
 
 
@@ -78,6 +80,41 @@ class Tokenizer:
             )
         return cls(tokenizer.to_str(pretty=True))
 
+    @classmethod
+    def train_words(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """The most frequent words, as in Mikolov's Penn Treebank: text between white space, as it stands.
+
+        At most `vocab_size` ids: `<unk>` for all other words (and where a text itself says so), `<eos>` for the end of
+        a line, the words by falling frequency and then by spelling, and the end-of-text token. Decoding puts one blank
+        between words and none at the ends of a line.
+        """
+        if vocab_size < 4:
+            raise InputError(
+                f"tokenizer.vocab_size is {vocab_size}: {UNKNOWN}, {END_OF_LINE}, {END_OF_TEXT} and a word need 4."
+            )
+        tokenizer = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+        tokenizer.normalizer = normalizers.Replace("\n", f" {END_OF_LINE} ")
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(vocab_size=vocab_size, show_progress=False))
+        counted = tokenizer.get_vocab()
+        # The end-of-text token is no word of the model: a document that spells it gets `<unk>`.
+        special = {UNKNOWN, END_OF_LINE, END_OF_TEXT}
+        words = [word for word in sorted(counted, key=counted.__getitem__) if word not in special]
+        words = [UNKNOWN, END_OF_LINE, *words][: vocab_size - 1]
+        tokenizer.model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN)
+        tokenizer.add_special_tokens([END_OF_TEXT])
+        # WordPiece puts a blank before each token but those that start with the prefix, which here none can.
+        line_end = tokenizers.Regex(f"(?:^| |(?<= )){END_OF_LINE}(?: |$)")
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.WordPiece(prefix="\n", cleanup=False), decoders.Fuse(), decoders.Replace(line_end, "\n")]
+        )
+        return cls(tokenizer.to_str(pretty=True))
+
+    @property
+    def lossless(self) -> bool:
+        """Whether every text comes back from its ids as it was."""
+        return isinstance(self._tokenizer.decoder, decoders.ByteLevel) and self._tokenizer.normalizer is None
+
     def save(self, path: str | Path) -> None:
         """Write `tokenizer.json` to this file, or into this folder."""
         write_text(Path(path) / FILE if Path(path).is_dir() else Path(path), self.content)
@@ -95,15 +132,29 @@ class Tokenizer:
         """The text of ids, special tokens spelled out; bytes that are not UTF-8 become U+FFFD."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
+    def continuation(self, ids: Iterable[int]) -> str:
+        """The text that ids add to text before them. `decode` may leave out a blank where ids begin, as SentencePiece does."""
+        before = self.encode("a")
+        return self.decode([*before, *ids])[len(self.decode(before)) :]
+
     def token_bytes(self) -> np.ndarray:
-        """How many bytes of UTF-8 each id stands for, 0 for special tokens: int64 of shape (vocab_size,)."""
-        if not isinstance(self._tokenizer.decoder, decoders.ByteLevel):
-            raise InputError(
-                "Only a byte-level tokenizer says how many bytes a token stands for: use one to have bits per byte."
-            )
+        """How many bytes of UTF-8 each id stands for, 0 for special tokens: int64 of shape (vocab_size,).
+
+        Of words, the bytes of the word and one for the white space after it, and one for the end of a line. `<unk>`
+        counts as it is spelled, so bits per byte are then those of the text with its unknown words replaced.
+        """
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
         counts = np.zeros(self.vocab_size, np.int64)
-        for token, i in self._tokenizer.get_vocab(with_added_tokens=False).items():
-            counts[i] = len(token)  # A byte-level vocabulary spells each byte as one character.
+        if isinstance(self._tokenizer.decoder, decoders.ByteLevel):
+            for token, i in vocabulary.items():
+                counts[i] = len(token)  # A byte-level vocabulary spells each byte as one character.
+        elif isinstance(self._tokenizer.model, models.WordLevel):
+            for word, i in vocabulary.items():
+                counts[i] = 1 if word == END_OF_LINE else len(word.encode()) + 1
+        else:
+            raise InputError(
+                "Only a byte-level or word tokenizer says how many bytes a token stands for: use one for bits per byte."
+            )
         for i, added in self._tokenizer.get_added_tokens_decoder().items():
             counts[i] = 0 if added.special else len(added.content.encode())
         return counts

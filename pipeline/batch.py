@@ -1,18 +1,25 @@
-"""What a batch is, and the two loaders that make them: training in the run's order, evaluation from left to right."""
+"""What a batch is, and what makes batches of a split: independent windows, streams that go on, pairs, labelled texts.
 
-from collections.abc import Iterator
+Each kind of samples turns positions in a run's order into a `Batch`; which rank asks for which positions is the loader's affair
+(`pipeline.loader`).
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.order import SampleOrder
+from pipeline.models.base import NO_TOKEN
+from pipeline.order import LengthOrder, SampleOrder, StreamOrder
 
-# B batch, T time
+# B batch, T time, S source time
 
-IGNORED = -100
-"""The target that no loss counts (torch's own default)."""
+
+POOL_BATCHES = 64
+"""Batches from which pairs of like length are taken; an epoch's where it has fewer."""
 
 
 class Batch(NamedTuple):
@@ -20,11 +27,15 @@ class Batch(NamedTuple):
 
     tokens_BT: Tensor
     targets_BT: Tensor
-    """The next token at each position, or IGNORED."""
+    """The next token (or the class) at each position, or NO_TOKEN where nothing is predicted."""
     samples_B: Tensor
-    """Position of each sequence in the run's order (training) or its window in the split (evaluation)."""
+    """Position of each sequence in the run's order (training) or in the split (evaluation)."""
     valid_tokens: int
     """Targets that count in the whole global batch, over all ranks and micro-batches."""
+    source_BS: Tensor | None = None
+    """What an encoder-decoder reads, filled up on the right with NO_TOKEN."""
+    continues: bool = False
+    """Whether each row goes on where the same row of the batch before ended."""
 
 
 class Tokens(Protocol):
@@ -35,83 +46,145 @@ class Tokens(Protocol):
     def gather(self, starts: np.ndarray, length: int, /) -> np.ndarray: ...
 
 
-class TrainingLoader:
-    """Micro-batches of one rank for a whole run; its position is one integer that every rank shares.
+class PairReader(Protocol):
+    """Pairs of token sequences, each ending in end-of-text."""
 
-    The global batch of step s is the samples [s x sequences, (s+1) x sequences) of the order, whatever the number of ranks;
-    ranks and micro-batches only divide it. Iterating goes on from `consumed`, which is saved with the run.
+    def pair_lengths(self) -> np.ndarray: ...
+
+    def gather_pairs(self, indices: np.ndarray, /) -> list[tuple[np.ndarray, np.ndarray]]: ...
+
+
+class Samples(Protocol):
+    """The training samples of a run, by their position in its order."""
+
+    epoch: int
+    """Samples in an epoch."""
+    mean_tokens: float
+    """Tokens of a sample that count as trained on, averaged over an epoch."""
+
+    def batch(self, positions: np.ndarray, /) -> Batch:
+        """The samples at these positions, all of one global batch."""
+        ...
+
+
+class Windows:
+    """Windows of `context` tokens, each by itself, in a shuffled order.
 
     Args:
-        tokens: the training split.
-        order: of its windows of `context` + 1 tokens.
-        steps: optimizer steps in the whole run.
-        sequences: in a global batch; divisible by `micro_batch` x `ranks`.
+        sequences: samples in a global batch.
     """
 
-    def __init__(
-        self, tokens: Tokens, order: SampleOrder, *, context: int, steps: int, sequences: int, micro_batch: int,
-        rank: int, ranks: int,
-    ):  # fmt: skip
-        self.tokens, self.order, self.context = tokens, order, context
-        self.sequences, self.micro_batch, self.rank, self.ranks = sequences, micro_batch, rank, ranks
-        self.total = steps * sequences
-        self.consumed = 0
-
-    def __len__(self) -> int:
-        return self.total // (self.micro_batch * self.ranks)
-
-    def __iter__(self) -> Iterator[Batch]:
-        while self.consumed < self.total:
-            first = self.consumed + self.rank * self.micro_batch
-            # Counted before it is handed out: a checkpoint taken while the batch is in use must not repeat it.
-            self.consumed += self.micro_batch * self.ranks
-            yield self.batch(np.arange(first, first + self.micro_batch))
+    def __init__(self, tokens: Tokens, fingerprint: str, seed: int, *, context: int, sequences: int):
+        self.tokens, self.context, self.sequences = tokens, context, sequences
+        self.epoch = (len(tokens) - 1) // context
+        self.mean_tokens = float(context)
+        self.order = SampleOrder(fingerprint, seed, self.epoch)
 
     def batch(self, positions: np.ndarray) -> Batch:
-        """The samples at these positions of the order."""
-        windows = self.order.windows(positions)
-        tokens = torch.from_numpy(self.tokens.gather(windows * self.context, self.context + 1))
+        starts = self.order.windows(positions) * self.context
+        tokens = torch.from_numpy(self.tokens.gather(starts, self.context + 1))
         return Batch(tokens[:, :-1], tokens[:, 1:], torch.from_numpy(positions), self.sequences * self.context)
 
-    def state_dict(self) -> dict[str, int]:
-        return {"consumed": self.consumed}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.consumed = state["consumed"]
+class Streams:
+    """Rows that go on from batch to batch, for truncated back-propagation through time. Arguments as for `Windows`."""
+
+    def __init__(self, tokens: Tokens, *, context: int, sequences: int):
+        self.tokens, self.context, self.sequences = tokens, context, sequences
+        self.order = StreamOrder(len(tokens), sequences, context)
+        self.epoch = self.order.steps * sequences
+        self.mean_tokens = float(context)
+
+    def batch(self, positions: np.ndarray) -> Batch:
+        tokens = torch.from_numpy(self.tokens.gather(self.order.starts(positions), self.context + 1))
+        begins = self.order.begins(int(positions[0]) // self.sequences)
+        return Batch(
+            tokens[:, :-1], tokens[:, 1:], torch.from_numpy(positions), self.sequences * self.context,
+            continues=not begins,
+        )  # fmt: skip
 
 
-class EvaluationLoader:
-    """A split from left to right in windows of `context` tokens, so that every token but the first is predicted once.
+class Pairs:
+    """Sources and targets in a shuffled order, pairs of like length together.
 
-    Windows are dealt to ranks in turn; the last one is filled up with ignored targets, and ranks that have run out of windows
-    yield empty ones, so that all ranks make the same number of batches.
+    Args:
+        context: longest source and longest target in tokens, end-of-text included; longer pairs are left out.
+        start: the token with which the decoder begins.
+        labels: token sequences of the classes; given, the target is one of them and is predicted at the text's last token.
     """
 
     def __init__(
-        self, tokens: Tokens, *, context: int, micro_batch: int, rank: int, ranks: int, limit: int | None = None
-    ):
-        self.tokens, self.context, self.micro_batch = tokens, context, micro_batch
-        self.rank, self.ranks = rank, ranks
-        self.targets = len(tokens) - 1 if limit is None else min(limit, len(tokens) - 1)
-        self.windows = -(-self.targets // context)
+        self, pairs: PairReader, fingerprint: str, seed: int, *, context: int, sequences: int, start: int,
+        labels: Sequence[Sequence[int]] | None = None,
+    ):  # fmt: skip
+        self.pairs, self.sequences, self.start = pairs, sequences, start
+        self.classes = class_numbers(labels)
+        lengths = pairs.pair_lengths().astype(np.int64)
+        self.kept = np.flatnonzero(lengths.max(1) <= context)
+        self.left_out = len(lengths) - len(self.kept)
+        self.lengths = lengths[self.kept]
+        self.epoch = len(self.kept)
+        self.mean_tokens = float(self.lengths[:, 0 if labels else 1].mean()) if self.epoch else 0.0
+        # What a row costs is its longest side, and rows of like cost are batched together.
+        self.cost = self.lengths.max(1)
+        pool = max(1, min(POOL_BATCHES, self.epoch // sequences))
+        self.order = LengthOrder(SampleOrder(fingerprint, seed, max(self.epoch, 1)), sequences, pool)
+        self.global_batch = lru_cache(maxsize=2)(self._global_batch)
 
-    def __len__(self) -> int:
-        return -(-self.windows // (self.micro_batch * self.ranks))
+    def _global_batch(self, step: int) -> tuple[np.ndarray, int]:
+        """The pairs of a global batch, and how many targets count in it."""
+        rows = self.order.samples(step, self.cost)
+        return self.kept[rows], len(rows) if self.classes else int(self.lengths[rows, 1].sum())
 
-    def __iter__(self) -> Iterator[Batch]:
-        for index in range(len(self)):
-            first = index * self.micro_batch * self.ranks + self.rank
-            yield self.batch(first + self.ranks * np.arange(self.micro_batch))
+    def batch(self, positions: np.ndarray) -> Batch:
+        step, rows = int(positions[0]) // self.sequences, positions % self.sequences
+        chosen, valid_tokens = self.global_batch(step)
+        pairs = self.pairs.gather_pairs(chosen[rows])
+        return pair_batch(pairs, positions, valid_tokens, start=self.start, classes=self.classes)
 
-    def batch(self, windows: np.ndarray) -> Batch:
-        starts = windows * self.context
-        tokens = np.zeros((len(windows), self.context + 1), dtype=np.int64)
-        for row, start in enumerate(starts):
-            length = min(self.context + 1, self.targets + 1 - start)
-            if length > 1:
-                tokens[row, :length] = self.tokens.gather(np.array([start]), length)[0]
-        targets = tokens[:, 1:].copy()
-        targets[starts[:, None] + np.arange(self.context) >= self.targets] = IGNORED
-        return Batch(
-            torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets), torch.from_numpy(windows), self.targets
-        )
+
+def class_numbers(labels: Sequence[Sequence[int]] | None) -> dict[tuple[int, ...], int] | None:
+    return None if labels is None else {tuple(label): number for number, label in enumerate(labels)}
+
+
+def pair_batch(
+    pairs: list[tuple[np.ndarray, np.ndarray]], samples: np.ndarray, valid_tokens: int, *, start: int,
+    classes: dict[tuple[int, ...], int] | None = None,
+) -> Batch:  # fmt: skip
+    """Pairs as one batch, filled up on the right.
+
+    Args:
+        pairs: a row of the batch each; one with an empty target only fills the batch up.
+        start: the token before each target, and where a target has ended.
+        classes: number of the class that a target (without its end-of-text) names; None: the target is predicted token by token.
+
+    Raises:
+        ValueError: a target that names no class.
+    """
+    sources = padded([source for source, _ in pairs])
+    if classes is None:
+        targets = padded([target for _, target in pairs])
+        tokens = np.roll(np.where(targets == NO_TOKEN, start, targets), 1, axis=1)
+        tokens[:, 0] = start
+        return Batch(*as_tensors(tokens, targets, samples), valid_tokens, torch.from_numpy(sources))
+    targets = np.full_like(sources, NO_TOKEN)
+    for row, (source, target) in enumerate(pairs):
+        if len(target):
+            name = tuple(target[:-1].tolist())
+            if name not in classes:
+                raise ValueError(f"pair {samples[row]} is labelled with tokens {name}, which is none of the labels")
+            targets[row, len(source) - 1] = classes[name]
+    tokens = np.where(sources == NO_TOKEN, start, sources)
+    return Batch(*as_tensors(tokens, targets, samples), valid_tokens)
+
+
+def as_tensors(tokens: np.ndarray, targets: np.ndarray, samples: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(samples)
+
+
+def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of different lengths as one array, at least one column wide, filled up on the right with NO_TOKEN."""
+    result = np.full((len(rows), max(1, *map(len, rows))), NO_TOKEN, dtype=np.int64)
+    for place, row in zip(result, rows, strict=True):
+        place[: len(row)] = row
+    return result

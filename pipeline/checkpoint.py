@@ -1,7 +1,7 @@
 """What a checkpoint holds beside the weights, which one may be continued, and how to load a model without a Trainer."""
 
 import pickle
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,23 @@ NAMES = ("best", "last")
 
 
 def describe_model(config: ModelConfig) -> dict[str, Any]:
-    """The configuration as plain values, from which `build_model` makes the same model."""
-    return {"class_path": f"{type(config).__module__}.{type(config).__qualname__}", "init_args": asdict(config)}
+    """The configuration as plain values, from which `build_config` makes the same again; one inside another is described alike."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {
+        "class_path": f"{type(config).__module__}.{type(config).__qualname__}",
+        "init_args": {k: describe_model(v) if isinstance(v, ModelConfig) else v for k, v in values.items()},
+    }
+
+
+def build_config(description: dict[str, Any]) -> ModelConfig:
+    module, _, name = description["class_path"].rpartition(".")
+    values = description["init_args"].items()
+    nested = {k: build_config(v) if isinstance(v, dict) and "class_path" in v else v for k, v in values}
+    return getattr(import_module(module), name)(**nested)
 
 
 def build_model(description: dict[str, Any]) -> LanguageModel:
-    module, _, name = description["class_path"].rpartition(".")
-    return getattr(import_module(module), name)(**description["init_args"]).build()
+    return build_config(description).build()
 
 
 def refuse_other_run(record: dict[str, Any] | None, *, model: dict, data: dict, training: bool) -> None:
@@ -120,8 +130,46 @@ def load_run(directory: str | Path, checkpoint: str = "best") -> LoadedRun:
             f"{tokenizer.fingerprint[:12]}: put the run's own tokenizer back"
         )
     model = build_model(about["model"])
-    model.load_state_dict({k.removeprefix("model."): v for k, v in content["state_dict"].items()})
+    try:
+        model.load_state_dict({k.removeprefix("model."): v for k, v in content["state_dict"].items()})
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} holds other weights than its model has now, so another version of this project wrote it: "
+            "use that version, or train the run again"
+        ) from error
     return LoadedRun(
         model.float().eval(), tokenizer, about["data"]["context"], directory, path, about["step"],
         about["tokens_seen"], read_json(directory / "run.json"),
     )  # fmt: skip
+
+
+def load_pretrained(model: LanguageModel, directory: str, *, tokenizer: str) -> None:
+    """Give a fresh model the weights of a run (its best checkpoint), or a classifier's body those of a language model.
+
+    Args:
+        tokenizer: fingerprint of the tokenizer that the model will train with; the run's must be the same.
+
+    Raises:
+        InputError: another tokenizer, or weights of another shape.
+    """
+    path = find_checkpoint(directory)
+    content = read_checkpoint(path)
+    theirs = content[RECORD_KEY]["data"]["tokenizer"]
+    if theirs != tokenizer:
+        raise InputError(
+            f"{directory} was trained with tokenizer {theirs[:12]}, these shards have {tokenizer[:12]}: "
+            "prepare them with `tokenizer.path` set to the run's tokenizer.json"
+        )
+    weights = {k.removeprefix("model."): v for k, v in content["state_dict"].items()}
+    own = dict(model.state_dict())
+    body = {name.removeprefix("body."): tensor for name, tensor in own.items() if name.startswith("body.")}
+    different = [
+        name for name, tensor in (body or own).items() if name not in weights or weights[name].shape != tensor.shape
+    ]
+    if different:
+        raise InputError(
+            f"{path} has no weights of the right shape for {', '.join(different[:3])} ({len(different)} in all): "
+            "model.architecture must describe the pretrained model, or contain it as a classifier's body"
+        )
+    for name, tensor in (body or own).items():
+        tensor.copy_(weights[name])

@@ -1,6 +1,7 @@
 """The verbs of `python -m pipeline`, as one table. Nothing heavy is imported before a verb is known, so that help is instant."""
 
 import argparse
+import keyword
 import sys
 from importlib import import_module
 
@@ -15,6 +16,10 @@ TRAINING = {
 COMMANDS = {
     "evaluate": "zero- and few-shot tasks through lm-evaluation-harness",
     "generate": "continue a prompt",
+    "translate": "a file through an encoder-decoder, line by line, with BLEU and chrF",
+    "inspect": "attention maps, gradient flow, loss by position, as pages",
+    "import": "a Hugging Face folder into a run directory",
+    "export": "a run into a Hugging Face folder",
     "report": "one HTML page on every run of a folder",
 }
 
@@ -43,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_command(verb: str, arguments: list[str]) -> int:
-    command = import_module(f"pipeline.commands.{verb}")
+    module = f"{verb}_" if keyword.iskeyword(verb) else verb
+    command = import_module(f"pipeline.commands.{module}")
     parser = argparse.ArgumentParser(
         prog=f"python -m pipeline {verb}", description=f"{COMMANDS[verb][0].upper()}{COMMANDS[verb][1:]}."
     )

@@ -1,6 +1,7 @@
 """The DataModule: from a folder of token shards and sizes in tokens to loaders, steps and accumulation for any number of ranks."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from lightning import LightningDataModule
@@ -8,8 +9,8 @@ from lightning import LightningDataModule
 from data_prep.files import InputError
 from data_prep.shards import Manifest, TokenReader
 from data_prep.tokenizer import Tokenizer
-from pipeline.batch import EvaluationLoader, TrainingLoader
-from pipeline.order import SampleOrder
+from pipeline.batch import Pairs, Samples, Streams, Windows
+from pipeline.loader import EvaluationLoader, PairEvaluation, StreamEvaluation, TrainingLoader, WindowEvaluation
 
 FULL_CHECK_BYTES = 1 << 30
 """Splits up to this size have every checksum read at the start; larger ones their sizes only (`data_prep verify` reads all)."""
@@ -22,10 +23,14 @@ class TokenDataModule(LightningDataModule):
 
     Args:
         path: Folder with manifest.json, as `python -m data_prep run` writes it.
-        context: Tokens in a training sequence.
-        batch_tokens: Tokens in a global batch, over all ranks and accumulated micro-batches.
+        context: Tokens in a training sequence; of pairs, the longest source and the longest target.
+        batch_tokens: Tokens in a global batch, over all ranks and accumulated micro-batches; of pairs, the most that fit.
         micro_batch: Sequences that one rank takes through the model at once.
         total_tokens: Tokens to train on in all; the run ends there.
+        total_epochs: Passes over the train split to train for, instead of total_tokens.
+        order: `shuffled`: windows of the corpus, each by itself. `stream`: rows that go on from batch to batch with the state of a
+            recurrent model carried over. `pairs`: sources and targets, or texts with a label.
+        labels: With `pairs`: the classes, each written as in the corpus; the model then predicts one of them at a text's end.
         seed: Of the order of samples and of dropout.
         validate_every_tokens: Tokens between two validations; only at the end when not given.
         validation_tokens: Tokens of the split that a validation reads; all of them when not given.
@@ -37,7 +42,10 @@ class TokenDataModule(LightningDataModule):
         context: int,
         batch_tokens: int,
         micro_batch: int,
-        total_tokens: int,
+        total_tokens: int | None = None,
+        total_epochs: float | None = None,
+        order: Literal["shuffled", "stream", "pairs"] = "shuffled",
+        labels: list[str] | None = None,
         seed: int = 0,
         validate_every_tokens: int | None = None,
         validation_tokens: int | None = None,
@@ -51,14 +59,26 @@ class TokenDataModule(LightningDataModule):
             raise ValueError(
                 f"data.batch_tokens {batch_tokens} is not a whole number of sequences of {context} tokens: {nearest} is"
             )
-        if total_tokens < batch_tokens:
+        if (total_tokens is None) == (total_epochs is None):
+            raise ValueError(
+                f"data.total_tokens is {total_tokens} and data.total_epochs {total_epochs}: give one of the two"
+            )
+        if total_tokens is not None and total_tokens < batch_tokens:
             raise ValueError(
                 f"data.total_tokens {total_tokens} is less than one batch of {batch_tokens} tokens: raise it or lower batch_tokens"
             )
+        if labels is not None and (order != "pairs" or len(set(labels)) < 2):
+            raise ValueError(
+                f"data.labels {labels} with data.order {order}: give two labels or more, and data.order pairs"
+            )
         self.path, self.context, self.batch_tokens, self.micro_batch = Path(path), context, batch_tokens, micro_batch
-        self.total_tokens, self.seed = total_tokens, seed
-        self.validate_every_tokens, self.validation_tokens = validate_every_tokens, validation_tokens
+        self.total_tokens, self.total_epochs, self.order, self.labels = total_tokens, total_epochs, order, labels
+        self.seed, self.validate_every_tokens, self.validation_tokens = seed, validate_every_tokens, validation_tokens
         self.manifest = Manifest.load(self.path)
+        if order == "pairs" and not self.manifest.pairs:
+            raise ValueError(
+                f"data.order is pairs, but {path} holds plain documents: use order shuffled or stream, or prepare pairs"
+            )
         self.readers: dict[str, TokenReader] = {}
 
     @property
@@ -66,14 +86,9 @@ class TokenDataModule(LightningDataModule):
         """Sequences in a global batch."""
         return self.batch_tokens // self.context
 
-    @property
-    def steps(self) -> int:
-        """Optimizer steps in the run."""
-        return self.total_tokens // self.batch_tokens
-
     def tokens_at(self, step: int) -> int:
-        """Tokens trained on after `step` optimizer steps."""
-        return step * self.batch_tokens
+        """Tokens trained on after `step` optimizer steps; of pairs, the average over an epoch of so many."""
+        return round(step * self.sequences * self.samples.mean_tokens)
 
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes that each token id stands for, (vocab_size,)."""
@@ -86,20 +101,27 @@ class TokenDataModule(LightningDataModule):
             "tokenizer": self.manifest.tokenizer,
             "context": self.context,
             "batch_tokens": self.batch_tokens,
+            "order": self.order,
+            "labels": self.labels,
             "seed": self.seed,
         }
 
     def setup(self, stage: str) -> None:
+        self.label_tokens = None
+        if self.labels is not None:
+            self.label_tokens = [Tokenizer.load(self.path).encode(label) for label in self.labels]
         for split in SPLITS[stage]:
             self.readers[split] = self.open(split)
         if stage == "fit":
+            self.samples = self.training_samples()
+            self.steps = self.count_steps()
             self.divide_batch()
 
     def open(self, split: str) -> TokenReader:
         if split not in self.manifest.splits:
             raise InputError(f"{self.path} has no split {split!r}, only {', '.join(self.manifest.splits)}: prepare one")
         reader = self.manifest.open(split)
-        need = self.context + 1 if split == "train" else 2
+        need = self.context + 1 if split == "train" and self.order != "pairs" else 2
         if len(reader) < need:
             raise InputError(
                 f"The {split} split of {self.path} has {len(reader)} tokens, fewer than one sequence of {need}: "
@@ -117,6 +139,51 @@ class TokenDataModule(LightningDataModule):
     def ranks(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
+    def training_samples(self) -> Samples:
+        """The train split in this run's order.
+
+        Raises:
+            InputError: it is too small for one batch, or for one sample.
+        """
+        reader, fingerprint = self.readers["train"], self.manifest.fingerprint
+        if self.order == "stream":
+            samples = Streams(reader, context=self.context, sequences=self.sequences)
+            need = self.sequences * (self.context + 1)
+        elif self.order == "pairs":
+            samples = Pairs(
+                reader, fingerprint, self.seed, context=self.context, sequences=self.sequences,
+                start=self.manifest.end_of_text, labels=self.label_tokens,
+            )  # fmt: skip
+            need = 1
+        else:
+            samples = Windows(reader, fingerprint, self.seed, context=self.context, sequences=self.sequences)
+            need = self.context + 1
+        if samples.epoch < 1:
+            raise InputError(
+                f"The train split of {self.path} has no sample within data.context {self.context} (it has {len(reader)} tokens, "
+                f"and an order {self.order} needs {need} or more): prepare more text, or change data.context or data.batch_tokens"
+            )
+        return samples
+
+    def count_steps(self) -> int:
+        """Optimizer steps in the run.
+
+        Raises:
+            InputError: not one.
+        """
+        per_step = self.sequences * self.samples.mean_tokens
+        wanted = (
+            self.total_tokens / per_step
+            if self.total_tokens is not None
+            else (self.total_epochs or 0) * self.samples.epoch / self.sequences
+        )
+        if wanted < 1:
+            raise InputError(
+                f"The run would end before its first step of about {per_step:.0f} tokens: "
+                "raise data.total_tokens or data.total_epochs, or lower data.batch_tokens"
+            )
+        return int(wanted)
+
     def divide_batch(self) -> None:
         """Tell the Trainer, which counts micro-batches, how many of them a step, a validation interval and the run have."""
         assert self.trainer is not None
@@ -129,15 +196,15 @@ class TokenDataModule(LightningDataModule):
         self.trainer.accumulate_grad_batches = self.sequences // together
         if self.trainer.max_steps == -1 or self.trainer.max_steps > self.steps:
             self.trainer.fit_loop.epoch_loop.max_steps = self.steps
-        steps_between = max(1, round((self.validate_every_tokens or self.total_tokens) / self.batch_tokens))
+        steps_between = self.steps
+        if self.validate_every_tokens is not None:
+            steps_between = max(1, round(self.validate_every_tokens / (self.sequences * self.samples.mean_tokens)))
         self.trainer.val_check_interval = min(steps_between, self.steps) * self.trainer.accumulate_grad_batches
 
     def train_dataloader(self) -> TrainingLoader:
-        reader = self.readers["train"]
-        order = SampleOrder(self.manifest.fingerprint, self.seed, (len(reader) - 1) // self.context)
         return TrainingLoader(
-            reader, order, context=self.context, steps=self.steps, sequences=self.sequences,
-            micro_batch=self.micro_batch, rank=self.rank, ranks=self.ranks,
+            self.samples, steps=self.steps, sequences=self.sequences, micro_batch=self.micro_batch,
+            rank=self.rank, ranks=self.ranks,
         )  # fmt: skip
 
     def val_dataloader(self) -> EvaluationLoader:
@@ -150,7 +217,16 @@ class TokenDataModule(LightningDataModule):
         return self.evaluation_loader("test")
 
     def evaluation_loader(self, split: str) -> EvaluationLoader:
-        return EvaluationLoader(
-            self.readers[split], context=self.context, micro_batch=self.micro_batch, rank=self.rank, ranks=self.ranks,
-            limit=self.validation_tokens,
-        )  # fmt: skip
+        reader, limit = self.readers[split], self.validation_tokens
+        if self.order == "stream":
+            # One row as long as a training micro-batch: the memory of a step, and the whole past for every token.
+            chunk = self.context * self.micro_batch
+            return StreamEvaluation(reader, chunk=chunk, rank=self.rank, ranks=self.ranks, limit=limit)
+        if self.order == "pairs":
+            return PairEvaluation(
+                reader, context=self.context, micro_batch=self.micro_batch, rank=self.rank, ranks=self.ranks,
+                start=self.manifest.end_of_text, labels=self.label_tokens, limit=limit,
+            )  # fmt: skip
+        return WindowEvaluation(
+            reader, context=self.context, micro_batch=self.micro_batch, rank=self.rank, ranks=self.ranks, limit=limit
+        )

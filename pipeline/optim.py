@@ -1,5 +1,6 @@
-"""The optimizer, and which parameters decay."""
+"""The optimizers, and which parameters decay."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,23 @@ from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW:
+class Optimizer(ABC):
+    """What moves the weights; one frozen subclass an optimizer."""
+
+    learning_rate: float
+    """Peak learning rate."""
+
+    def __post_init__(self):
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive")
+
+    @abstractmethod
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of a module's parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019); the defaults are GPT-3's (Brown et al. 2020, appendix B)."""
 
     learning_rate: float = 6e-4
@@ -18,15 +35,22 @@ class AdamW:
     weight_decay: float = 0.1
     """Applied to matrices; biases and gains do not decay."""
 
-    def __post_init__(self):
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive")
-
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         groups = decay_groups(module, self.weight_decay)
         return torch.optim.AdamW(
             groups, lr=self.learning_rate, betas=(self.beta1, self.beta2), eps=self.eps, fused=True
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent, plain by default, as the recurrent recipes have it (Zaremba et al. 2014, section 4.1)."""
+
+    # No weight decay: a YAML that names this class would inherit AdamW's, which is the default that it replaces.
+    momentum: float = 0.0
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(module.parameters(), lr=self.learning_rate, momentum=self.momentum, fused=True)
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict]:

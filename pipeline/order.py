@@ -1,8 +1,9 @@
-"""The order of training samples as pure arithmetic: sample k of a run is a function of (fingerprint, seed, k), and nothing is stored.
+"""The orders of training samples as pure arithmetic: sample k of a run is a function of (fingerprint, seed, k), and nothing is stored.
 
-An epoch is a keyed permutation of the samples: a Feistel network over the smallest even number of bits that holds them, with
-cycle walking to stay inside the range (Black & Rogaway 2002). So start-up costs nothing at any corpus size, an epoch repeats no
-sample, and any number of ranks can resume at any position.
+A shuffled epoch is a keyed permutation of the samples: a Feistel network over the smallest even number of bits that holds them,
+with cycle walking to stay inside the range (Black & Rogaway 2002). So start-up costs nothing at any corpus size, an epoch repeats
+no sample, and any number of ranks can resume at any position. The stream order has no key: row b of every batch goes on where
+row b of the batch before ended.
 """
 
 import hashlib
@@ -42,8 +43,74 @@ class SampleOrder:
         return result
 
     def _keys(self, epoch: int) -> np.ndarray:
-        digest = hashlib.shake_256(f"{self.fingerprint}/{self.seed}/{epoch}".encode()).digest(8 * ROUNDS)
-        return np.frombuffer(digest, dtype="<u8")
+        return round_keys(f"{self.fingerprint}/{self.seed}/{epoch}")
+
+
+@dataclass(frozen=True)
+class LengthOrder:
+    """A shuffled order whose batches hold samples of like length, so that little of a batch is padding.
+
+    The samples of a pool (so many consecutive batches of the shuffled order) are sorted by length and cut into batches, which
+    come in a shuffled order again. Every batch sees the same samples whoever asks for it, in whatever order.
+
+    Args:
+        shuffled: the order that the pools are taken from.
+        sequences: samples in a global batch.
+        pool: batches in a pool; 1 leaves the shuffled order as it is, but for the places inside a batch.
+    """
+
+    shuffled: SampleOrder
+    sequences: int
+    pool: int
+
+    def samples(self, step: int, lengths: np.ndarray) -> np.ndarray:
+        """The samples of global batch `step`, the shortest first, given the length of every sample."""
+        pool, place = divmod(step, self.pool)
+        size = self.pool * self.sequences
+        samples = self.shuffled.windows(np.arange(pool * size, (pool + 1) * size))
+        samples = samples[np.argsort(lengths[samples], kind="stable")]
+        keys = round_keys(f"{self.shuffled.fingerprint}/{self.shuffled.seed}/pool {pool}")
+        batch = int(permute(np.array([place]), self.pool, keys)[0])
+        return samples[batch * self.sequences : (batch + 1) * self.sequences]
+
+
+@dataclass(frozen=True)
+class StreamOrder:
+    """The corpus as `rows` streams side by side, read from left to right (Zaremba et al. 2014, section 4.1).
+
+    Args:
+        tokens: in the corpus.
+        rows: sequences in a global batch; row b is the b-th of as many equal parts of the corpus, what is left over is not read.
+        context: tokens of each row that a batch goes on by.
+    """
+
+    tokens: int
+    rows: int
+    context: int
+
+    @property
+    def length(self) -> int:
+        """Tokens in a stream."""
+        return self.tokens // self.rows
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return (self.length - 1) // self.context
+
+    def starts(self, positions: np.ndarray) -> np.ndarray:
+        """Where the sample at each position (step x rows + row) begins in the corpus."""
+        steps, rows = np.divmod(np.asarray(positions, dtype=np.int64), self.rows)
+        return rows * self.length + steps % self.steps * self.context
+
+    def begins(self, step: int) -> bool:
+        """Whether the streams begin at this step: an epoch's first."""
+        return step % self.steps == 0
+
+
+def round_keys(name: str) -> np.ndarray:
+    """The keys of a permutation, uint64 of shape (ROUNDS,)."""
+    return np.frombuffer(hashlib.shake_256(name.encode()).digest(8 * ROUNDS), dtype="<u8")
 
 
 def permute(indices: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:

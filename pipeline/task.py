@@ -3,19 +3,22 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from torch import Tensor
 
 from data_prep.files import InputError
 from pipeline import metrics
-from pipeline.batch import IGNORED, Batch
-from pipeline.checkpoint import RECORD_KEY, describe_model, refuse_other_run
+from pipeline.batch import Batch
+from pipeline.carried_state import CarriedState
+from pipeline.checkpoint import RECORD_KEY, describe_model, load_pretrained, refuse_other_run
 from pipeline.data import TokenDataModule
-from pipeline.loss import token_nll
-from pipeline.models.base import LanguageModel, ModelConfig
-from pipeline.optim import AdamW
-from pipeline.schedule import CosineSchedule
+from pipeline.loss import smoothed, token_nll
+from pipeline.models.base import NO_TOKEN, EncoderDecoder, LanguageModel, ModelConfig
+from pipeline.optim import AdamW, Optimizer
+from pipeline.schedule import CosineSchedule, Schedule
+from pipeline.scheduled_sampling import mix_inputs
 
 # B batch, T time
 
@@ -27,19 +30,31 @@ class LanguageModelling(LightningModule):
         architecture: The model to build.
         optimizer: What moves the weights.
         schedule: How its learning rate goes with the tokens seen.
+        label_smoothing: Share of the target that is spread over the vocabulary; the losses logged are without it.
+        scheduled_sampling: Of an encoder-decoder: share of the decoder's inputs that are its own at the end of the run; it grows
+            linearly from 0 (Bengio et al. 2015).
+        pretrained: Run directory whose weights to begin with; a classifier takes them for its body.
     """
 
     def __init__(
         self,
         architecture: ModelConfig,
-        optimizer: AdamW = AdamW(),  # noqa: B008  frozen
-        schedule: CosineSchedule = CosineSchedule(),  # noqa: B008  frozen
+        optimizer: Optimizer = AdamW(),  # noqa: B008  frozen
+        schedule: Schedule = CosineSchedule(),  # noqa: B008  frozen
+        label_smoothing: float = 0.0,
+        scheduled_sampling: float = 0.0,
+        pretrained: str | None = None,
     ):
         super().__init__()
+        for name, value in (("label_smoothing", label_smoothing), ("scheduled_sampling", scheduled_sampling)):
+            if not 0 <= value < 1:
+                raise ValueError(f"model.{name} is {value}: it must lie in [0, 1)")
         self.architecture, self.optimizer, self.schedule = architecture, optimizer, schedule
-        self.loaded_step = 0
+        self.label_smoothing, self.scheduled_sampling, self.pretrained = label_smoothing, scheduled_sampling, pretrained
+        self.loaded: dict[str, Any] = {"step": 0, "tokens_seen": 0}
+        self.carried: CarriedState | None = None
         self.evaluation: dict[str, Any] = {}
-        """Of the last pass over an evaluation split: loss, perplexity, bits per byte, loss by position."""
+        """Of the last pass over an evaluation split: loss, perplexity, bits per byte, accuracy, loss by position."""
 
     @property
     def data(self) -> TokenDataModule:
@@ -47,8 +62,12 @@ class LanguageModelling(LightningModule):
 
     def configure_model(self) -> None:
         """Build the model where the strategy wants it; called once before each use of the Trainer."""
-        if not hasattr(self, "model"):
-            self.model: LanguageModel = self.architecture.build()
+        if hasattr(self, "model"):
+            return
+        self.model: LanguageModel = self.architecture.build()
+        self.refuse_unfit_data()
+        if self.pretrained and self.trainer.state.fn == "fit":
+            load_pretrained(self.model, self.pretrained, tokenizer=self.data.manifest.tokenizer)
 
     def setup(self, stage: str) -> None:
         shards, model = self.data.manifest.vocab_size, self.architecture.vocab_size
@@ -57,11 +76,34 @@ class LanguageModelling(LightningModule):
                 f"Shards were written with a vocabulary of {shards}, the model has {model}: "
                 "set model.architecture.vocab_size or run data_prep tokenize again"
             )
-        limit = getattr(self.architecture, "context", None)
+
+    def refuse_unfit_data(self) -> None:
+        """Raise InputError where this model cannot train on what the data module gives."""
+        order, family, classes = self.data.order, self.architecture.family, getattr(self.architecture, "classes", None)
+        limit = self.model.context
         if limit is not None and self.data.context > limit:
             raise InputError(
                 f"data.context {self.data.context} is longer than the model's context of {limit}: "
                 "lower data.context or raise model.architecture.context"
+            )
+        if order == "stream" and not self.model.carries_state:
+            raise InputError(
+                f"data.order is stream, but a {family} has no state to carry from batch to batch: use shuffled, or a recurrent model"
+            )
+        labels = len(self.data.labels or ())
+        if labels != (classes or 0):
+            raise InputError(
+                f"data.labels names {labels} classes, the {family} has {classes or 'none'}: "
+                "labels and model.architecture.classes go together, with a ClassifierConfig"
+            )
+        if self.model.reads_source != (order == "pairs" and not labels):
+            raise InputError(
+                f"data.order is {order}, but the model is a {family}: encoder-decoders train on data.order pairs without labels, "
+                "and nothing else does"
+            )
+        if self.scheduled_sampling and not self.model.reads_source:
+            raise InputError(
+                f"model.scheduled_sampling is for encoder-decoders, the model is a {family}: leave it at 0"
             )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -71,6 +113,10 @@ class LanguageModelling(LightningModule):
 
     def on_train_start(self) -> None:
         self.step_nll = torch.zeros((), device=self.device, dtype=torch.float64)
+        if self.data.order == "stream":
+            self.carried = CarriedState(self.model, self.data.sequences)
+            if "carried" in self.loaded and self.trainer.global_step:
+                self.carried.load(self.loaded.pop("carried"))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of the place in the order, so a resumed run draws what an uninterrupted one would.
@@ -85,12 +131,32 @@ class LanguageModelling(LightningModule):
         return self.optimizer.learning_rate * self.schedule.multiplier(tokens, self.data.tokens_at(self.data.steps))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits_BTV, _ = self.model(batch.tokens_BT)
-        nll = token_nll(logits_BTV, batch.targets_BT).sum()
-        self.step_nll += nll.detach()
+        tokens_BT = batch.tokens_BT
+        if self.scheduled_sampling:
+            assert isinstance(self.model, EncoderDecoder)
+            assert batch.source_BS is not None
+            share = self.scheduled_sampling * self.trainer.global_step / max(1, self.data.steps - 1)
+            tokens_BT = mix_inputs(self.model, tokens_BT, batch.source_BS, share)
+        logits_BTV, state = self.model(tokens_BT, self.state_before(batch, self.carried))
+        if self.carried:
+            self.carried.write(self.rows_of(batch), state)
+        nll_BT = token_nll(logits_BTV, batch.targets_BT)
+        self.step_nll += nll_BT.detach().sum()
+        loss = smoothed(nll_BT, logits_BTV, batch.targets_BT, self.label_smoothing).sum()
         # Sum, not mean: micro-batches may hold different numbers of valid tokens. Lightning divides by the accumulation
         # and DDP by the ranks, so both are multiplied back.
-        return nll / batch.valid_tokens * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        return loss / batch.valid_tokens * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def state_before(self, batch: Batch, carried: CarriedState | None) -> Any:
+        """What the model has read before this batch: a source, the stream so far, or nothing."""
+        if batch.source_BS is not None:
+            assert isinstance(self.model, EncoderDecoder)
+            return self.model.encode(batch.source_BS)
+        return carried.read(self.rows_of(batch)) if carried and batch.continues else None
+
+    def rows_of(self, batch: Batch) -> Tensor:
+        """The row of the global batch that each row of a micro-batch is."""
+        return batch.samples_B % self.data.sequences
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         limit = gradient_clip_val if gradient_clip_val else math.inf
@@ -109,10 +175,12 @@ class LanguageModelling(LightningModule):
         """Whether this micro-batch was the last of its global batch."""
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
 
-    @property
-    def trained_steps(self) -> int:
-        """Optimizer steps that the weights in hand have had."""
-        return self.trainer.global_step if self.trainer.state.fn == "fit" else self.loaded_step
+    def progress(self) -> dict[str, int]:
+        """Optimizer steps that the weights in hand have had, and the tokens of those: `step`, `tokens_seen`."""
+        if self.trainer.state.fn != "fit":
+            return {name: self.loaded[name] for name in ("step", "tokens_seen")}
+        step = self.trainer.global_step
+        return {"step": step, "tokens_seen": self.data.tokens_at(step)}
 
     def measure_step(self, valid_tokens: int) -> dict[str, float]:
         """Loss (nats per token of the global batch), gradient norms and learning rate of the step that has just ended."""
@@ -136,9 +204,14 @@ class LanguageModelling(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.finish_evaluation("validation")
-        for name in ("loss", "perplexity", "bits_per_byte"):
+        for name, value in self.scores().items():
             # For callbacks that watch a metric; the loggers get theirs, exactly, from MetricsLog.
-            self.log(f"val/{name}", self.evaluation[name], logger=False, sync_dist=True)
+            self.log(f"val/{name}", value, logger=False, sync_dist=True)
+
+    def scores(self) -> dict[str, float]:
+        """The figures of merit of the last pass over an evaluation split that apply to this run."""
+        names = ("loss", "perplexity", "bits_per_byte", "accuracy")
+        return {name: self.evaluation[name] for name in names if self.evaluation[name] is not None}
 
     def on_test_epoch_start(self) -> None:
         self.begin_evaluation()
@@ -149,37 +222,58 @@ class LanguageModelling(LightningModule):
     def on_test_epoch_end(self) -> None:
         self.finish_evaluation("test")
 
+    def on_predict_epoch_start(self) -> None:
+        self.begin_evaluation()
+
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Each window's number and the loss of each of its tokens in nats: samples_B, nll_BT (nan past the end)."""
-        logits_BTV, _ = self.model(batch.tokens_BT)
-        nll_BT = token_nll(logits_BTV, batch.targets_BT)
-        return batch.samples_B, nll_BT.masked_fill(batch.targets_BT == IGNORED, math.nan)
+        """Each sequence's number and the loss of each of its tokens in nats: samples_B, nll_BT (nan where there is no target)."""
+        nll_BT = token_nll(self.evaluation_logits(batch), batch.targets_BT)
+        return batch.samples_B, nll_BT.masked_fill(batch.targets_BT == NO_TOKEN, math.nan)
 
     def begin_evaluation(self) -> None:
         zeros_T = torch.zeros(self.data.context, device=self.device, dtype=torch.float64)
-        self.sums = {"nll": zeros_T, "tokens": zeros_T.clone(), "bytes": zeros_T.clone()}
-        self.bytes_V = torch.from_numpy(self.data.token_bytes()).to(self.device)
+        self.sums = {name: zeros_T.clone() for name in ("nll", "tokens", "bytes", "right")}
+        self.evaluation_state: Any = None
+        # Classes are not text.
+        texts = (
+            self.data.token_bytes() if self.data.labels is None else np.zeros(self.architecture.vocab_size, np.int64)
+        )
+        self.bytes_V = torch.from_numpy(texts).to(self.device)
+
+    def evaluation_logits(self, batch: Batch) -> Tensor:
+        """logits_BTV of a batch; where it goes on from the one before, so does the state."""
+        state = self.evaluation_state if batch.continues else self.state_before(batch, None)
+        logits_BTV, self.evaluation_state = self.model(batch.tokens_BT, state)
+        return logits_BTV
 
     def evaluate_batch(self, batch: Batch) -> None:
-        logits_BTV, _ = self.model(batch.tokens_BT)
-        valid_BT = batch.targets_BT != IGNORED
-        self.sums["nll"] += token_nll(logits_BTV, batch.targets_BT).sum(0)
-        self.sums["tokens"] += valid_BT.sum(0)
-        self.sums["bytes"] += (self.bytes_V[batch.targets_BT.clamp(min=0)] * valid_BT).sum(0)
+        logits_BTV, targets_BT = self.evaluation_logits(batch), batch.targets_BT
+        valid_BT = targets_BT != NO_TOKEN
+        for name, value_BT in (
+            ("nll", token_nll(logits_BTV, targets_BT)),
+            ("tokens", valid_BT),
+            ("bytes", self.bytes_V[targets_BT.clamp(min=0)] * valid_BT),
+            ("right", logits_BTV.argmax(-1) == targets_BT),
+        ):
+            # A stream's batch is several contexts long; its positions are not told apart below.
+            for part_BT in value_BT.split(self.data.context, dim=1):
+                self.sums[name][: part_BT.shape[1]] += part_BT.sum(0)
 
     def finish_evaluation(self, split: str) -> None:
         totals = {name: self.trainer.strategy.reduce(value, reduce_op="sum").cpu() for name, value in self.sums.items()}
-        nats, tokens, text_bytes = (float(totals[name].sum()) for name in ("nll", "tokens", "bytes"))
-        by_position = totals["nll"] / totals["tokens"].clamp(min=1)
+        nats, tokens, text_bytes, right = (float(totals[name].sum()) for name in ("nll", "tokens", "bytes", "right"))
         self.evaluation = {
             "split": split,
             "loss": nats / tokens,
             "perplexity": metrics.perplexity(nats / tokens),
-            "bits_per_byte": metrics.bits_per_byte(nats, int(text_bytes)),
+            "bits_per_byte": metrics.bits_per_byte(nats, int(text_bytes)) if text_bytes else None,
+            "accuracy": right / tokens,
             "tokens": int(tokens),
             "bytes": int(text_bytes),
-            "loss_by_position": by_position[totals["tokens"] > 0].tolist(),
         }
+        if self.data.order != "stream" and self.data.labels is None:
+            by_position = totals["nll"] / totals["tokens"].clamp(min=1)
+            self.evaluation["loss_by_position"] = by_position[totals["tokens"] > 0].tolist()
 
     # -- checkpoints
 
@@ -188,13 +282,16 @@ class LanguageModelling(LightningModule):
             "format": 1,
             "model": describe_model(self.architecture),
             "data": self.data.identity(),
-            "step": self.trainer.global_step,
-            "tokens_seen": self.data.tokens_at(self.trainer.global_step),
+            **self.progress(),
         }
+        if self.carried:
+            checkpoint[RECORD_KEY]["carried"] = self.carried.gather(
+                lambda part: self.trainer.strategy.reduce(part, reduce_op="sum")
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         refuse_other_run(
             checkpoint.get(RECORD_KEY), model=describe_model(self.architecture), data=self.data.identity(),
             training=self.trainer.state.fn == "fit",
         )  # fmt: skip
-        self.loaded_step = checkpoint[RECORD_KEY]["step"]
+        self.loaded = checkpoint[RECORD_KEY]

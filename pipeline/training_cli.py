@@ -28,12 +28,14 @@ from pipeline.callbacks.run_record import RunRecord
 from pipeline.checkpoint import find_checkpoint
 from pipeline.checkpoint_io import WholeFileCheckpointIO
 from pipeline.data import TokenDataModule
-from pipeline.models import recurrent, transformer  # noqa: F401  known to the parser by their short names
+from pipeline.models import families  # noqa: F401  known to the parser by their short names
 from pipeline.models.base import ModelConfig
+from pipeline.optim import Optimizer
+from pipeline.schedule import Schedule
 from pipeline.task import LanguageModelling
 from pipeline.tracking import CSVLog, Wandb
 
-set_parsing_settings(subclasses_enabled=[ModelConfig], docstring_parse_attribute_docstrings=True)
+set_parsing_settings(subclasses_enabled=[ModelConfig, Optimizer, Schedule], docstring_parse_attribute_docstrings=True)
 
 
 def default_precision() -> str:

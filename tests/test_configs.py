@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from data_prep.cli import main as data_prep
-from pipeline.checkpoint import build_model
+from pipeline.checkpoint import build_config, build_model
 
 ROOT = Path(__file__).parent.parent
 MODELS = sorted((ROOT / "configs").glob("model/*.yaml"))
@@ -15,16 +15,26 @@ DEMO = [ROOT / "configs/demo/gpt.yaml", ROOT / "configs/demo/lstm.yaml"]
 DATA = [ROOT / "configs/demo/data.yaml", *sorted((ROOT / "configs").glob("data/*.yaml"))]
 
 
-def resolved(capsys: pytest.CaptureFixture, *configs: Path) -> dict:
-    """What `fit --print_config` makes of these files."""
+def resolved(capsys: pytest.CaptureFixture, *configs: Path | str) -> dict:
+    """What `fit --print_config` makes of these files and options."""
     from pipeline.cli import main
 
-    options = [option for config in configs for option in ("--config", str(config))]
+    options = [
+        part for config in configs for part in (("--config", str(config)) if isinstance(config, Path) else (config,))
+    ]
     with pytest.raises(SystemExit) as done:
         main(["fit", *options, "--print_config"])
     captured = capsys.readouterr()
     assert not done.value.code, captured.err
     return yaml.safe_load(captured.out)
+
+
+def resolved_architecture(capsys: pytest.CaptureFixture, model: Path) -> dict:
+    """The model of a preset, with data that are never read."""
+    needed = {"path": "nowhere", "context": 1, "batch_tokens": 1, "micro_batch": 1, "total_tokens": 1}
+    return resolved(capsys, model, *(part for k, v in needed.items() for part in (f"--data.{k}", str(v))))["model"][
+        "architecture"
+    ]
 
 
 @pytest.mark.parametrize("path", DEMO, ids=lambda path: path.stem)
@@ -38,15 +48,50 @@ def test_the_demo_models_are_of_like_size_and_fit_their_shards(path, capsys):
     assert config["data"]["path"] == f"{shards['output']}/tokens"
 
 
-@pytest.mark.parametrize("run", sorted((ROOT / "configs").glob("run/*.yaml")), ids=lambda path: path.stem)
+# A run that names its own model stands alone; another takes the models whose data it is for.
+RUNS = sorted((ROOT / "configs").glob("run/*.yaml"))
+OF_RUN = {
+    "python": lambda family: not family.startswith("seq2seq") and family != "classifier",
+    "translation": lambda family: family.startswith("seq2seq"),
+    "phonemes": lambda family: family.startswith("seq2seq"),
+    "sentiment": lambda family: family == "classifier",
+}
+VOCABULARIES = {"translation": 8192, "phonemes": 101}
+
+
 @pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
-def test_a_model_preset_and_a_run_make_a_run(model, run, capsys):
-    config = resolved(capsys, model, run)
+def test_a_model_preset_and_a_run_make_a_run(model, capsys):
+    family = build_config(resolved_architecture(capsys, model)).family
+    fitting = [run for run in RUNS if OF_RUN.get(run.stem, lambda family: False)(family)]
+    assert fitting
+    for run in fitting:
+        vocabulary = ["--model.architecture.vocab_size", str(size)] if (size := VOCABULARIES.get(run.stem)) else []
+        config = resolved(capsys, model, run, *vocabulary)
+        with torch.device("meta"):
+            built = build_model(config["model"]["architecture"])
+        data = config["data"]
+        assert built.flops_per_token(data["context"]) > 0.9 * 6 * built.parameter_counts()["non_embedding"]
+        assert built.context is None or data["context"] <= built.context
+        assert data["batch_tokens"] % (data["context"] * data["micro_batch"]) == 0
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if run.stem not in OF_RUN], ids=lambda path: path.stem)
+def test_a_run_that_names_its_model_stands_alone(run, capsys):
+    config = resolved(capsys, run)
     with torch.device("meta"):
-        built = build_model(config["model"]["architecture"])
-    assert built.flops_per_token(config["data"]["context"]) > 6 * built.parameter_counts()["non_embedding"]
-    data = config["data"]
-    assert data["batch_tokens"] % (data["context"] * data["micro_batch"]) == 0
+        build_model(config["model"]["architecture"])
+    assert config["data"]["batch_tokens"] % (config["data"]["context"] * config["data"]["micro_batch"]) == 0
+
+
+def test_zarembas_small_lstm_is_the_papers(capsys):
+    config = resolved(capsys, ROOT / "configs/run/ptb_small_lstm.yaml")
+    corpus = yaml.safe_load((ROOT / "configs/data/ptb.yaml").read_text())
+    architecture, data = config["model"]["architecture"]["init_args"], config["data"]
+    assert (architecture["layers"], architecture["width"], architecture["dropout"]) == (2, 200, 0.0)
+    assert (architecture["init_range"], architecture["forget_bias"], architecture["tied"]) == (0.1, 0.0, False)
+    assert (data["order"], data["context"], data["batch_tokens"] // data["context"]) == ("stream", 20, 20)
+    assert architecture["vocab_size"] == corpus["tokenizer"]["vocab_size"]
+    assert config["model"]["optimizer"]["class_path"].endswith("SGD")
 
 
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)

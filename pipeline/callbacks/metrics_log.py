@@ -85,9 +85,8 @@ class MetricsLog(Callback):
         self.pause()
         if trainer.sanity_checking:
             return
-        evaluation = pl_module.evaluation
         if trainer.state.fn == "fit":
-            row = {f"val/{name}": evaluation[name] for name in ("loss", "perplexity", "bits_per_byte")}
+            row = {f"val/{name}": value for name, value in pl_module.scores().items()}
             self.write(trainer, self.progress(trainer, pl_module) | row)
         self.save_evaluation(trainer, pl_module)
 
@@ -102,8 +101,7 @@ class MetricsLog(Callback):
             Path(trainer.default_root_dir) / f"{evaluation['split']}.json",
             {
                 "checkpoint": str(trainer.ckpt_path) if trainer.state.fn != "fit" else None,
-                "step": pl_module.trained_steps,
-                "tokens_seen": pl_module.data.tokens_at(pl_module.trained_steps),
+                **pl_module.progress(),
                 **evaluation,
             },
         )

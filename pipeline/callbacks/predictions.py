@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 from lightning import Callback, Trainer
 
 from data_prep.files import atomic_path
+from pipeline.models.base import NO_TOKEN
 from pipeline.task import LanguageModelling
 
 
 class TokenLosses(Callback):
-    """Writes predictions.parquet into the run directory: window (int64), tokens (list of ids), nll (list of nats) for the test split."""
+    """Writes predictions.parquet into the run directory: window (int64; of pairs, the pair), tokens (list of ids; of labelled texts, the class), nll (list of nats) for the test split."""
 
     SCHEMA = pa.schema({"window": pa.int64(), "tokens": pa.list_(pa.int32()), "nll": pa.list_(pa.float32())})
 
@@ -23,9 +24,9 @@ class TokenLosses(Callback):
         self, trainer: Trainer, pl_module: LanguageModelling, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         rows = [
-            (int(window), targets[:n].tolist(), nll[:n].tolist())
+            (int(window), targets[valid].tolist(), nll[valid].tolist())
             for window, targets, nll in zip(outputs[0], batch.targets_BT, outputs[1], strict=True)
-            if (n := int((targets >= 0).sum()))
+            if (valid := targets != NO_TOKEN).any()
         ]
         if rows:
             self.tables.append(pa.table([list(column) for column in zip(*rows, strict=True)], schema=self.SCHEMA))

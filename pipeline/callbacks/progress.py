@@ -54,7 +54,7 @@ class StepProgress(ProgressBar):
         start = f"going on after step {trainer.global_step}" if trainer.global_step else "from the start"
         print(
             f"{pl_module.architecture.family} of {counts['total']:,} parameters on {data.path} "
-            f"({data.manifest.tokens('train'):,} tokens): {trainer.max_steps} steps of {data.batch_tokens:,} tokens, {start}; "
+            f"({data.manifest.tokens('train'):,} tokens): {trainer.max_steps} steps of {data.tokens_at(1):,} tokens, {start}; "
             f"{trainer.precision}, {trainer.world_size} rank(s); run directory {trainer.default_root_dir}",
             flush=True,
         )
@@ -86,7 +86,8 @@ class StepProgress(ProgressBar):
         if not self.enabled or not self.trainer.is_global_zero:
             return
         e = pl_module.evaluation
+        by_byte = f", {e['bits_per_byte']:.4f} bits per byte" if e["bits_per_byte"] is not None else ""
         tqdm.write(
-            f"{e['split']} after {pl_module.data.tokens_at(pl_module.trained_steps):,} tokens: loss {e['loss']:.4f} nats, "
-            f"perplexity {e['perplexity']:.2f}, {e['bits_per_byte']:.4f} bits per byte"
+            f"{e['split']} after {pl_module.progress()['tokens_seen']:,} tokens: loss {e['loss']:.4f} nats, "
+            f"perplexity {e['perplexity']:.2f}{by_byte}, accuracy {e['accuracy']:.1%}"
         )

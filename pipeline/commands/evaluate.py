@@ -53,6 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.time()
     keep_freed_memory()
     loaded = load_run(arguments.run, arguments.checkpoint)
+    if loaded.model.config.family == "classifier":
+        raise InputError(
+            f"{arguments.run} is a classifier, which writes no text: its accuracy is what `python -m pipeline validate` gives"
+        )
     outputs, scores, longest = score_tasks(arguments, loaded)
     output = arguments.output or arguments.run / "evaluation" / "results.json"
     write_results(output, outputs, scores, arguments, loaded, started)

@@ -1,15 +1,15 @@
 """A language model as lm-evaluation-harness sees it: log-likelihoods and generations, in batches under a token budget.
 
-It scores what the harness's own HFLM scores (lm_eval/models/huggingface.py): the same boundary between context and
-continuation, the same truncation from the left, the same windows of long texts. So its figures compare with others'.
+It scores what the harness's own HFLM scores (lm_eval/models/huggingface.py), of decoder-only models and encoder-decoders: the
+same boundary between context and continuation, the same truncation from the left, the same windows of long texts. So its
+figures compare with others'.
 """
 
-import copy
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
@@ -17,13 +17,17 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.defaults import DEFAULT_MAX_GEN_TOKS, DEFAULT_MAX_LENGTH
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from data_prep.files import InputError
 from data_prep.tokenizer import Tokenizer
-from pipeline.generation.sampling import generate
+from pipeline.evaluation.contexts import Tokens, contexts_of
+from pipeline.generation.beam import Beam
+from pipeline.generation.decoding import decode
+from pipeline.generation.rows import batches, padded
+from pipeline.generation.sampling import Sampling
+from pipeline.generation.stopping import StopStrings
 from pipeline.models.base import LanguageModel
 
 # B batch, T time, N scored tokens, V vocabulary
-
-Item = TypeVar("Item")
 
 
 class PipelineLM(TemplateLM):
@@ -32,6 +36,7 @@ class PipelineLM(TemplateLM):
     Attributes:
         max_length: longest input in tokens; the harness's own default where the model has no limit.
         truncated: number of requests so far that lost tokens on their left because they were longer.
+        backend: the harness's word for the model's family.
     """
 
     def __init__(
@@ -51,6 +56,8 @@ class PipelineLM(TemplateLM):
         self.on_progress = on_progress
         self.max_length = model.context or DEFAULT_MAX_LENGTH
         self.truncated = 0
+        self.contexts = contexts_of(model, tokenizer.end_of_text)
+        self.backend = self.contexts.backend
         self._device = next(model.parameters()).device
         self._generator = torch.Generator(self._device).manual_seed(seed)
         # The choices of one question share their context, and few-shot tasks score each of them.
@@ -67,6 +74,11 @@ class PipelineLM(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        if self.model.reads_source:
+            raise InputError(
+                "A task scores running text by itself (loglikelihood_rolling), but this model predicts a target from a source: "
+                "leave the task out"
+            )
         windows, owners = [], []
         for owner, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
@@ -83,36 +95,32 @@ class PipelineLM(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         # The choices of a question share its context, which is read once; one-token choices share all their input.
-        shared: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
-        targets: list[list[int]] = []
+        shared: dict[Tokens, dict[Tokens, list[int]]] = defaultdict(lambda: defaultdict(list))
+        targets: list[Tokens] = []
         for index, (_, context, continuation) in enumerate(requests):
-            tokens = [*context, *continuation][-(self.max_length + 1) :]
-            self.truncated += len(tokens) < len(context) + len(continuation)
-            boundary = max(1, len(tokens) - len(continuation))
-            targets.append(tokens[boundary:])
-            shared[tuple(tokens[:boundary])][tuple(tokens[boundary:-1])].append(index)
+            kept, target, lost = self.contexts.cut(context, continuation, self.max_length)
+            self.truncated += lost > 0
+            targets.append(target)
+            shared[kept][target[:-1]].append(index)
 
-        def longest(context: tuple[int, ...]) -> int:
+        def longest(context: Tokens) -> int:
             return len(context) + max(map(len, shared[context]))
 
         results = [(0.0, True)] * len(requests)
-        for batch in self.batches(list(shared), length=longest):
+        for batch in batches(list(shared), longest, self.batch_tokens):
             tails = [list(shared[context]) for context in batch]
             rounds = max(map(len, tails))
-            # The last token of each context is read with the continuation, for it predicts the first token of that.
-            read = min(map(len, batch)) - 1 if rounds > 1 else 0
-            state = None
-            if read:
-                state = self.model.init_state(len(batch), max(map(longest, batch)))
-                _, state = self.model(self.right_padded([context[:read] for context in batch]), state)
+            state, heads = self.contexts.read(batch, rounds, max(map(longest, batch)))
             for turn in range(rounds):
-                # A context with fewer continuations than others repeats its first one, and nobody asks for the answer.
-                tail = [row[turn] if turn < len(row) else row[0] for row in tails]
-                inputs = [context[read:] + more for context, more in zip(batch, tail, strict=True)]
-                logits_BTV, _ = self.model(self.right_padded(inputs), copy.deepcopy(state))
-                for row, context in enumerate(batch):
-                    for index in shared[context][tail[row]] if turn < len(tails[row]) else ():
-                        results[index] = score(logits_BTV[row], len(context) - read - 1, targets[index])
+                rows = [row for row, tail in enumerate(tails) if turn < len(tail)]
+                # The state of the contexts that have another continuation; a copy, for reading changes it.
+                own = None if state is None else self.model.select(state, torch.tensor(rows, device=self._device))
+                # A causal model's logits at a position do not see the filling to its right.
+                inputs_BT = padded([heads[row] + tails[row][turn] for row in rows], self.eot_token_id, self._device)
+                logits_BTV, _ = self.model(inputs_BT, own)
+                for row, logits_TV in zip(rows, logits_BTV, strict=True):
+                    for index in shared[batch[row]][tails[row][turn]]:
+                        results[index] = score(logits_TV, len(heads[row]) - 1, targets[index])
             self.on_progress(sum(len(indices) for context in batch for indices in shared[context].values()))
         return results
 
@@ -126,61 +134,57 @@ class PipelineLM(TemplateLM):
         for indices in by_settings.values():
             _, settings = asked[indices[0]]
             until = settings.get("until") or []
-            until = [until] if isinstance(until, str) else list(until)
-            room = int(settings.get("max_gen_toks", DEFAULT_MAX_GEN_TOKS))
-            if room >= self.max_length:
-                room = self.max_length // 2
-            sampled = settings.get("do_sample", settings.get("temperature", 0.0) > 0)
-            prompts = {index: self.prompt(asked[index][0], self.max_length - room) for index in indices}
-            lengths = {index: len(prompt) + room for index, prompt in prompts.items()}
-            for batch in self.batches(indices, length=lengths.__getitem__):
-                answers = generate(
+            until = StopStrings(filter(None, [until] if isinstance(until, str) else until), self.encoding.decode)
+            room = self.contexts.room(int(settings.get("max_gen_toks", DEFAULT_MAX_GEN_TOKS)), self.max_length)
+            prompts = {index: self.prompt(asked[index][0], room) for index in indices}
+            how = decoding_of(settings)
+            lengths = {index: how.width * (len(prompt) + room) for index, prompt in prompts.items()}
+            for batch in batches(indices, lengths.__getitem__, self.batch_tokens):
+                answers = decode(
                     self.model,
-                    [prompts[index] for index in batch],
-                    room,
-                    temperature=float(settings.get("temperature", 1.0)) if sampled else 0.0,
-                    top_k=settings.get("top_k"),
-                    top_p=settings.get("top_p"),
+                    max_new_tokens=room,
+                    how=how,
                     generator=self._generator,
                     stop=frozenset([self.eot_token_id]),
-                    stop_when=self.ends_with_any(until),
+                    stop_when=until.reached,
+                    **self.contexts.decoding([prompts[index] for index in batch]),
                 )
-                for index, answer in zip(batch, answers, strict=True):
+                for index, [answer] in zip(batch, answers, strict=True):
                     text = self.encoding.decode(itertools.takewhile(lambda token: token != self.eot_token_id, answer))
-                    results[index] = functools.reduce(lambda left, stop: left.split(stop)[0], filter(None, until), text)
+                    results[index] = until.cut(text)
                 self.on_progress(len(batch))
         return results
 
-    def prompt(self, text: str, longest: int) -> list[int]:
-        """The last `longest` tokens of a prompt; an empty prompt is the start of a document."""
+    def prompt(self, text: str, room: int) -> list[int]:
+        """A prompt, cut where it leaves no room for its answer; an empty one is the start of a document."""
         tokens = self.tok_encode(text) or [self.prefix_token_id]
-        self.truncated += len(tokens) > longest
-        return tokens[-longest:]
-
-    def ends_with_any(self, until: list[str]) -> Callable[[int, list[int]], bool]:
-        """A test whether the newest tokens of an answer hold a stop string."""
-        # A token is at least a byte, so no stop string spans more tokens than it has bytes.
-        longest = max((len(stop.encode()) for stop in until), default=0)
-        return lambda _, tokens: longest > 0 and any(s in self.encoding.decode(tokens[-longest:]) for s in until if s)
-
-    def batches(self, items: Sequence[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
-        """Items of similar length together, the longest first: a run that does not fit in memory fails at once."""
-        batch: list[Item] = []
-        for item in sorted(items, key=length, reverse=True):
-            if batch and (len(batch) + 1) * length(batch[0]) > self.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(item)
-        if batch:
-            yield batch
-
-    def right_padded(self, rows: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        """Rows of tokens as one tensor; a causal model's logits at a position do not see the padding to its right."""
-        longest = max(map(len, rows))
-        return torch.tensor([[*row, *[self.eot_token_id] * (longest - len(row))] for row in rows], device=self.device)
+        kept, lost = self.contexts.prompt(tokens, room, self.max_length)
+        self.truncated += lost > 0
+        return kept
 
 
-def score(logits_TV: torch.Tensor, start: int, targets: list[int]) -> tuple[float, bool]:
+def decoding_of(settings: dict[str, Any]) -> Sampling | Beam:
+    """How a task's `generation_kwargs`, named as in transformers, choose tokens; `num_beams` above 1 makes a beam search.
+
+    Raises:
+        InputError: an option is outside its range.
+    """
+    try:
+        if settings.get("num_beams", 1) > 1:
+            return Beam(width=settings["num_beams"], length_penalty=settings.get("length_penalty", Beam.length_penalty))
+        sampled = settings.get("do_sample", settings.get("temperature", 0.0) > 0)
+        return Sampling(
+            temperature=float(settings.get("temperature", 1.0)) if sampled else 0.0,
+            repetition_penalty=settings.get("repetition_penalty", 1.0),
+            top_k=settings.get("top_k") or None,  # 0 is off there.
+            top_p=settings.get("top_p"),
+            min_p=settings.get("min_p") or None,
+        )
+    except ValueError as error:
+        raise InputError(f"The generation_kwargs of a task cannot be used: {error}") from error
+
+
+def score(logits_TV: torch.Tensor, start: int, targets: Sequence[int]) -> tuple[float, bool]:
     """The log-likelihood of `targets`, predicted from position `start` on, and whether greedy decoding writes them.
 
     No target at all (a continuation that merged into its context) has likelihood 1.

@@ -1,7 +1,7 @@
-"""What every language model offers, whatever its family: a configuration that builds it, and one way to run it.
+"""What every sequence model offers, whatever its family: a configuration that builds it, and one way to run it.
 
 Training calls `forward(tokens_BT)`. Decoding calls `init_state` once and then `forward(tokens_BT, state)` with the tokens
-that are new; what the state holds (a KV cache, a hidden vector) is the family's own affair.
+that are new; what the state holds (a KV cache, a hidden vector, the memory of an encoder) is the family's own affair.
 """
 
 from abc import ABC, abstractmethod
@@ -10,7 +10,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-# B batch, T time, V vocabulary
+# B batch, T time, S source time, H heads, V vocabulary
+
+NO_TOKEN = -100
+"""Fills places that hold no token: targets that no loss counts (torch's own default) and the end of a short source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +34,9 @@ class ModelConfig(ABC):
 
     def require_positive(self, *names: str) -> None:
         for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: it must be at least 1")
 
     def require_probability(self, *names: str) -> None:
         for name in names:
@@ -41,11 +45,16 @@ class ModelConfig(ABC):
 
 
 class LanguageModel(nn.Module, ABC):
-    """A causal language model."""
+    """A model of the next token, given those before it and, for an encoder-decoder, a source."""
 
     config: ModelConfig
     context: int | None = None
     """The longest input, or None where there is no limit."""
+    reads_source: ClassVar[bool] = False
+    """Whether this is an encoder-decoder."""
+    carries_state: ClassVar[bool] = False
+    """Whether the state is of fixed size, a tuple of tensors (layers, B, width), so that it can be carried from one batch to
+    the next over a stream of any length (truncated back-propagation through time)."""
 
     @abstractmethod
     def forward(self, tokens_BT: Tensor, state: Any = None) -> tuple[Tensor, Any]:
@@ -53,19 +62,57 @@ class LanguageModel(nn.Module, ABC):
 
         Args:
             tokens_BT: token ids, int64.
-            state: from `init_state` or an earlier call; the tokens then follow those that it has seen. None: a fresh start.
+            state: from `init_state`, `encode` or an earlier call; the tokens then follow those that it has seen. None: a fresh
+                start.
         """
 
     @abstractmethod
-    def init_state(self, batch: int, length: int) -> Any:
-        """A state for decoding `batch` sequences of at most `length` tokens each, prompt included."""
+    def init_state(self, batch: int, length: int, source_BS: Tensor | None = None) -> Any:
+        """A state for decoding `batch` sequences of at most `length` tokens each, prompt included.
+
+        Args:
+            source_BS: what an encoder-decoder reads, rows filled up on the right with NO_TOKEN; other models have none.
+        """
+
+    @abstractmethod
+    def select(self, state: Any, rows_B: Tensor) -> Any:
+        """The state of these rows of the batch, in this order and as often as they are named (int64), as tensors of its own."""
 
     @abstractmethod
     def flops_per_token(self, context: int) -> int:
         """Floating-point operations to train on one token, forward and backward, in sequences of `context` tokens."""
+
+    def hidden(self, tokens_BT: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """As `forward`, but the vectors that the output head reads, x_BTD: what another head can be put on.
+
+        Raises:
+            NotImplementedError: the family does not offer it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} hands over no hidden states")
+
+    def attention_maps(self, tokens_BT: Tensor, source_BS: Tensor | None = None) -> dict[str, list[Tensor]]:
+        """Attention weights as probabilities, by kind ("self", "encoder", "cross"): a tensor_BHTS for each layer.
+
+        Rows are the positions that look, columns those looked at. Empty for a model without attention.
+        """
+        return {}
 
     def parameter_counts(self) -> dict[str, int]:
         """Trainable parameters: `total`, and `non_embedding` (without token and position tables; Kaplan et al. 2020)."""
         tables = {id(m.weight): m.weight.numel() for m in self.modules() if isinstance(m, nn.Embedding)}
         total = sum(p.numel() for p in self.parameters())
         return {"total": total, "non_embedding": total - sum(tables.values())}
+
+
+class EncoderDecoder(LanguageModel):
+    """A model of a target, given a source that it has read whole."""
+
+    reads_source = True
+
+    @abstractmethod
+    def encode(self, source_BS: Tensor) -> Any:
+        """Read the source; return the state from which `forward` predicts a whole target at once, as training does.
+
+        Args:
+            source_BS: token ids, rows filled up on the right with NO_TOKEN, which nothing attends to.
+        """

@@ -1,23 +1,15 @@
 """The report as one HTML page: which numbers and sentences stand where. How they look is in template/."""
 
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
-import jinja2
-from plotly.offline import get_plotlyjs
-
-from pipeline.reporting.figures import (
-    Figure,
-    colour,
-    context_loss,
-    few_shot,
-    learning_curves,
-    optimisation,
-    score_rows,
-    throughput,
-)
+from pipeline.reporting import document
+from pipeline.reporting.figures.context import context_loss
+from pipeline.reporting.figures.curves import learning_curves
+from pipeline.reporting.figures.figure import Figure, colour
+from pipeline.reporting.figures.optimisation import optimisation
+from pipeline.reporting.figures.scores import few_shot, score_rows
+from pipeline.reporting.figures.throughput import throughput
 from pipeline.reporting.quantities import MISSING, SPACE, and_list, digits, duration, percent, power, si
 from pipeline.reporting.runs import Run, best, dig, number
 
@@ -39,38 +31,24 @@ class Section:
 
 def render(runs: list[Run], remarks: list[str], title: str) -> str:
     """The page for these runs; the same folders give the same text."""
-    folder = files("pipeline.reporting") / "template"
-    return page_template().render(
+    parts = sections(runs)
+    return document.render(
+        "report.html",
+        document.plot_scripts() if any(part.figure for part in parts) else [],
         title=title,
-        style=(folder / "page.css").read_text(encoding="utf-8"),
-        script=(folder / "page.js").read_text(encoding="utf-8"),
-        plotly=get_plotlyjs(),
         runs=runs,
         colours={run.name: colour(position) for position, run in enumerate(runs)},
         remarks=remarks + [f"{run.name}: {remark}." for run in runs for remark in run.remarks],
         headline=headline(runs),
         summary=summary(runs),
         comparison=comparison(runs),
-        sections=sections(runs),
+        sections=parts,
         scores=score_rows(runs),
         samples=samples(runs),
         corpora=corpora(runs),
         environments=[(run, environment_rows(run)) for run in runs],
         missing=MISSING,
     )
-
-
-@cache
-def page_template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline.reporting", "template"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(digits=digits, percent=percent, short=short)
-    return environment.get_template("page.html")
 
 
 def headline(runs: list[Run]) -> str:
@@ -368,8 +346,3 @@ def environment_rows(run: Run) -> list[tuple[str, str]]:
 
 def text_or_none(value: Any) -> str | None:
     return str(value) if value else None
-
-
-def short(fingerprint: str) -> str:
-    """The form of a fingerprint that a reader compares by eye."""
-    return fingerprint.removeprefix("sha256:")[:10]

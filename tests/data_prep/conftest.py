@@ -15,16 +15,22 @@ REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def real_text():
-    """Reads a gzipped file of the real data; skips where there is none."""
+def real_file():
+    """The path of a file of the real data; skips where there is none."""
 
-    def read(name: str) -> str:
+    def find(name: str) -> Path:
         file = REAL_DATA / name
         if not file.is_file():
             pytest.skip(f"real data {name} is not on this machine")
-        return gzip.open(file, "rt", encoding="utf-8", newline="").read()
+        return file
 
-    return read
+    return find
+
+
+@pytest.fixture(scope="session")
+def real_text(real_file):
+    """Reads a gzipped file of the real data; skips where there is none."""
+    return lambda name: gzip.open(real_file(name), "rt", encoding="utf-8", newline="").read()
 
 
 VERBS = ["opens", "reads", "writes", "closes", "joins", "splits", "counts", "returns"]

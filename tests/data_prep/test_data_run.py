@@ -160,9 +160,13 @@ def kill_after(process: subprocess.Popen, reached, delay: float) -> bool:
     return running
 
 
-def test_a_run_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(corpus, tmp_path):
+@pytest.mark.parametrize("kind", ["Text", pytest.param("Pairs", marks=pytest.mark.slow)])
+def test_a_run_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(corpus, tmp_path, kind):
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "data_prep", "run", "--config", str(write_yaml(tmp_path, corpus, output))]
+    own = {"Text": {}, "Pairs": {"separator": " ", "columns": 2, "text_column": 1, "target_column": 0}}[kind]
+    source = {"class_path": kind, "init_args": {"files": [f"{corpus}/*.txt"], **own}}
+    config = write_yaml(tmp_path, corpus, output, sources={"text": source})
+    command = [sys.executable, "-m", "data_prep", "run", "--config", str(config)]
     assert main(command[3:]) == 0
     expected = content(output)
     killed = 0

@@ -1,6 +1,9 @@
 """The token format, against a reader written here from Megatron-LM's definition of it."""
 
+import json
 import struct
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,8 @@ from data_prep.shards import Manifest, ShardWriter, dtype_for
 TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16}
 
 
-def megatron_documents(prefix: Path) -> list[np.ndarray]:
-    """Documents of a pair as Megatron-LM's IndexedDataset takes them: header, lengths, pointers, boundaries."""
+def megatron_documents(prefix: Path) -> list[list[np.ndarray]]:
+    """Each document's sequences as Megatron-LM's IndexedDataset takes them: header, lengths, pointers, boundaries."""
     index = prefix.with_suffix(".idx").read_bytes()
     assert index[:9] == b"MMIDIDX\x00\x00"
     version, code = struct.unpack("<QB", index[9:18])
@@ -24,9 +27,11 @@ def megatron_documents(prefix: Path) -> list[np.ndarray]:
     pointers = np.frombuffer(index, np.int64, sequences, 34 + 4 * sequences)
     documents = np.frombuffer(index, np.int64, boundaries, 34 + 12 * sequences)
     assert len(index) == 34 + 12 * sequences + 8 * boundaries
-    assert documents.tolist() == list(range(sequences + 1)), "one sequence a document"
+    assert documents[0] == 0
+    assert documents[-1] == sequences
     content = prefix.with_suffix(".bin").read_bytes()
-    return [np.frombuffer(content, dtype, n, p) for n, p in zip(lengths.tolist(), pointers.tolist(), strict=True)]
+    found = [np.frombuffer(content, dtype, n, p) for n, p in zip(lengths.tolist(), pointers.tolist(), strict=True)]
+    return [found[begin:end] for begin, end in pairwise(documents.tolist())]
 
 
 def write(folder: Path, documents: list[np.ndarray], vocab_size: int, shard_tokens: int, batch: int = 7) -> Manifest:
@@ -38,6 +43,20 @@ def write(folder: Path, documents: list[np.ndarray], vocab_size: int, shard_toke
             writer.add(np.concatenate(some), lengths, lengths * 3)
     sources = [{"name": "words"}]
     Manifest(folder, dtype, vocab_size, 0, "no tokenizer", sources, {"train": tuple(writer.shards)}).save()
+    return Manifest.load(folder)
+
+
+def write_pairs(
+    folder: Path, pairs: list[tuple[np.ndarray, np.ndarray]], shard_tokens: int, batch: int = 7
+) -> Manifest:
+    with ShardWriter(folder, "train", "words", "uint16", shard_tokens, sequences_per_document=2) as writer:
+        for start in range(0, len(pairs), batch):
+            some = pairs[start : start + batch]
+            lengths = np.array([[len(source), len(target)] for source, target in some])
+            writer.add(np.concatenate([side for pair in some for side in pair]), lengths, lengths.sum(axis=1))
+    sources = [{"name": "words"}]
+    splits = {"train": tuple(writer.shards)}
+    Manifest(folder, "uint16", 300, 0, "no tokenizer", sources, splits, sequences_per_document=2).save()
     return Manifest.load(folder)
 
 
@@ -54,11 +73,77 @@ def test_megatron_reads_the_documents_that_were_written(tmp_path, vocab_size, dt
     manifest = write(tmp_path, documents, vocab_size, shard_tokens=500)
     assert manifest.dtype == dtype
     assert len(manifest.shards("train")) > 3
-    found = [document for shard in manifest.shards("train") for document in megatron_documents(tmp_path / shard.file)]
+    taken = [document for shard in manifest.shards("train") for document in megatron_documents(tmp_path / shard.file)]
+    found = [sequence for document in taken for sequence in document]
+    assert len(found) == len(taken), "one sequence a document"
     assert all(document.dtype == dtype for document in found)
     assert [document.tolist() for document in found] == [document.tolist() for document in documents]
     reader = manifest.open("train")
     assert [reader.document(k).tolist() for k in range(reader.documents)] == [d.tolist() for d in documents]
+
+
+def random_pairs() -> list[tuple[np.ndarray, np.ndarray]]:
+    sides = random_documents(300)
+    return list(zip(sides[::2], sides[1::2], strict=True))
+
+
+def plain(pairs: Iterable[Sequence[np.ndarray]]) -> list[list[list[int]]]:
+    return [[side.tolist() for side in pair] for pair in pairs]
+
+
+def test_megatron_reads_a_pair_as_a_document_of_two_sequences(tmp_path):
+    pairs = random_pairs()
+    manifest = write_pairs(tmp_path, pairs, shard_tokens=300)
+    assert len(manifest.shards("train")) > 3
+    assert sum(shard.documents for shard in manifest.shards("train")) == len(pairs)
+    found = [document for shard in manifest.shards("train") for document in megatron_documents(tmp_path / shard.file)]
+    assert plain(found) == plain(pairs)
+
+
+def test_pairs_are_read_one_by_one_together_and_as_a_stream(tmp_path):
+    pairs = random_pairs()
+    manifest = write_pairs(tmp_path, pairs, shard_tokens=300)
+    assert manifest.pairs
+    reader = manifest.open("train")
+    assert reader.pairs == reader.documents == len(pairs)
+    assert plain(reader.pair(k) for k in range(len(pairs))) == plain(pairs)
+    assert all(side.dtype == np.int64 for side in reader.pair(3))
+    order = np.random.default_rng(0).permutation(len(pairs))
+    assert plain(reader.gather_pairs(order)) == plain(pairs[k] for k in order)
+    lengths = reader.pair_lengths()
+    assert lengths.dtype == np.int32
+    assert lengths.tolist() == [[len(source), len(target)] for source, target in pairs]
+    assert reader.read(0, len(reader)).tolist() == [i for pair in pairs for side in pair for i in side]
+    for k in (-1, len(pairs)):
+        with pytest.raises(InputError, match="There is no"):
+            reader.pair(k)
+
+
+def test_pairs_are_never_divided_between_shards(tmp_path):
+    lengths = [(40, 60), (10, 1), (300, 5), (50, 50), (1, 1)]
+    manifest = write_pairs(tmp_path, [(np.full(s, 7), np.full(t, 8)) for s, t in lengths], shard_tokens=100)
+    assert [shard.tokens for shard in manifest.shards("train")] == [100, 11, 305, 100, 2]
+    one, other = (write_pairs(tmp_path / str(batch), random_pairs(), 300, batch) for batch in (1, 100))
+    assert one.fingerprint == other.fingerprint
+
+
+def test_a_manifest_that_does_not_speak_of_pairs_is_of_plain_documents(tmp_path):
+    def forget(folder: Path) -> Manifest:
+        content = json.loads((folder / "manifest.json").read_text())
+        del content["sequences_per_document"]
+        (folder / "manifest.json").write_text(json.dumps(content))
+        return Manifest.load(folder)
+
+    write(tmp_path / "plain", random_documents(300), 300, shard_tokens=500)
+    manifest = forget(tmp_path / "plain")
+    assert not manifest.pairs
+    reader = manifest.open("train")
+    for ask in (lambda: reader.pairs, lambda: reader.pair(0), lambda: reader.gather_pairs([0]), reader.pair_lengths):
+        with pytest.raises(InputError, match="holds plain text, not pairs"):
+            ask()
+    write_pairs(tmp_path / "pairs", random_pairs(), 300)
+    with pytest.raises(InputError, match="bytes instead of"):
+        forget(tmp_path / "pairs").open("train")
 
 
 def test_shards_are_full_but_never_over_the_limit_unless_one_document_is(tmp_path):

@@ -136,7 +136,7 @@ def test_a_checkpoint_with_another_tokenizer_is_refused(config, refused, tokens_
     assert "put the run's own tokenizer back" in refused("generate", "--run", tmp_path / "run", "--prompt", "x")
 
 
-@pytest.mark.parametrize("options", [["--temperature", "-1"], ["--top_p", "2"], ["--top_k", "0"], ["--tries", "0"]])
+@pytest.mark.parametrize("options", [["--temperature", "-1"], ["--top_p", "2"], ["--top_k", "0"], ["--samples", "0"]])
 def test_a_sampling_option_outside_its_range_is_refused(refused, options, tmp_path):
     refused("generate", "--run", tmp_path, "--prompt", "x", *options)
 

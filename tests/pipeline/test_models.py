@@ -107,7 +107,7 @@ def test_attention_equals_the_formula_of_the_paper():
 def test_the_lstm_equals_its_equations_written_by_hand():
     model = LSTMConfig(vocab_size=50, layers=1, width=8).build().double()
     batch = torch.randint(0, 50, (2, 6))
-    weights = dict(model.lstm.named_parameters())
+    weights = dict(model.rnn.named_parameters())
     h = c = torch.zeros(2, 8, dtype=torch.float64)
     outputs = []
     for x in model.token_embedding(batch).unbind(1):

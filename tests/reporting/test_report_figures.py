@@ -7,17 +7,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.reporting.figures import (
-    COLOURS,
-    at_tokens,
-    log_bins,
-    read_context,
-    read_curves,
-    read_optimisation,
-    read_scores,
-    read_throughput,
-    score_rows,
-)
+from pipeline.reporting.figures.context import log_bins, read_context
+from pipeline.reporting.figures.curves import at_tokens, read_curves
+from pipeline.reporting.figures.figure import COLOURS
+from pipeline.reporting.figures.optimisation import read_optimisation
+from pipeline.reporting.figures.scores import read_scores, score_rows
+from pipeline.reporting.figures.throughput import read_throughput
 from pipeline.reporting.quantities import digits, duration, percent, power, si
 from pipeline.reporting.runs import Run, Series
 

@@ -5,56 +5,19 @@ import json
 import re
 from argparse import Namespace
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
+from reporting.page_reader import Page
 
 from data_prep.files import InputError
 from pipeline.commands import report
+from pipeline.reporting import document
 from pipeline.reporting import page as page_module
 from pipeline.reporting.runs import find_runs
 
 MakeRun = Callable[..., Path]
-
-
-class Page(HTMLParser):
-    """A report taken apart by the standard library's parser: text, attributes of each tag, scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.scripts: list[str] = []
-        self.inside = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.inside = tag
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self.inside == "script":
-            self.scripts[-1] += data
-        elif self.inside != "style":
-            self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
-
-    @property
-    def figures(self) -> dict[str, dict]:
-        """The figures' data by the name of their plot."""
-        attributes = [attrs for tag, attrs in self.tags if tag == "script"]
-        pairs = zip(attributes, self.scripts, strict=True)
-        return {str(attrs["data-plot"])[5:]: json.loads(data) for attrs, data in pairs if "data-plot" in attrs}
 
 
 def write_report(folder: Path) -> Page:
@@ -244,7 +207,7 @@ def test_a_file_of_another_shape_never_stops_the_report(
     make_run: MakeRun, junk: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each field of each file in turn is replaced by something that it should not be."""
-    monkeypatch.setattr(page_module, "get_plotlyjs", lambda: "")  # four megabytes that every rendering would copy
+    monkeypatch.setattr(document, "get_plotlyjs", lambda: "")  # four megabytes that every rendering would copy
     run = make_run("gpt", steps=50)
     for name in ("run.json", "validation.json", "evaluation/results.json", "samples.jsonl"):
         path = run / name

@@ -16,6 +16,10 @@
       figure.layout.dragmode = false;
       figure.layout.margin.l = 44;
       figure.layout.font.size = 12;
+      for (const [part, values] of Object.entries(figure.narrow)) {
+        figure.layout[part] = typeof values === "object" ? { ...figure.layout[part], ...values } : values;
+      }
+      plot.style.height = `${figure.layout.height}px`;
     }
     Plotly.newPlot(plot, figure.data, figure.layout, { ...settings, displayModeBar: narrow ? false : "hover" });
     for (const group of plot.closest("figure").querySelectorAll("fieldset")) {

@@ -1,0 +1,95 @@
+"""Many-to-one: a language model that reads a text, with a head that says which class it is of."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import budget
+from pipeline.models.base import LanguageModel, ModelConfig
+
+# B batch, T time, S source time, D width, C classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(ModelConfig):
+    """A class for a text: a linear layer on what a causal language model knows at the text's last token (Radford et al. 2018,
+    section 3.2; on a recurrent one, its last state)."""
+
+    family: ClassVar[str] = "classifier"
+
+    body: ModelConfig
+    """The language model that reads, of the same vocab_size; its own output head is left out."""
+    classes: int
+    """C: number of classes."""
+    dropout: float = 0.0
+    """Dropout probability on what the head reads, beside the body's own."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require_probability("dropout")
+        if self.classes < 2:
+            raise ValueError(f"classes is {self.classes}: there must be at least 2 to tell apart")
+        if self.body.vocab_size != self.vocab_size:
+            raise ValueError(
+                f"vocab_size is {self.vocab_size}, that of the body {self.body.vocab_size}: make them equal"
+            )
+        if type(self.body_on_meta()).hidden is LanguageModel.hidden:
+            raise ValueError(
+                f"The body is a {self.body.family}, which hands over no hidden states: take a causal language model"
+            )
+
+    def body_on_meta(self) -> LanguageModel:
+        """The body whole, with its own head, as shapes without numbers."""
+        with torch.device("meta"):
+            return self.body.build()
+
+    def build(self) -> "Classifier":
+        return Classifier(self)
+
+
+def head_of(model: LanguageModel) -> nn.Linear:
+    """What turns the vectors that `hidden` hands over into logits."""
+    head = model.get_submodule("head")
+    assert isinstance(head, nn.Linear)
+    return head
+
+
+class Classifier(LanguageModel):
+    """`forward` returns logits_BTC, the class of the text up to each position; the targets say which position counts."""
+
+    config: ClassifierConfig
+
+    def __init__(self, config: ClassifierConfig):
+        super().__init__()
+        self.config = config
+        self.body = config.body.build()
+        self.context = self.body.context
+        self.head = nn.Linear(head_of(self.body).in_features, config.classes)
+        # Parameters without gradients would stall data-parallel training. A table that was tied to the body's head stays as the
+        # embedding's.
+        self.body.head = nn.Identity()
+        # As GPT-1 starts its weights; it names nothing else for this layer.
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens_BT: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        x_BTD, state = self.body.hidden(tokens_BT, state)
+        return self.head(self.dropout(x_BTD)), state
+
+    def init_state(self, batch: int, length: int, source_BS: Tensor | None = None) -> Any:
+        return self.body.init_state(batch, length, source_BS)
+
+    def select(self, state: Any, rows_B: Tensor) -> Any:
+        return self.body.select(state, rows_B)
+
+    def attention_maps(self, tokens_BT: Tensor, source_BS: Tensor | None = None) -> dict[str, list[Tensor]]:
+        return self.body.attention_maps(tokens_BT, source_BS)
+
+    def flops_per_token(self, context: int) -> int:
+        body = self.config.body_on_meta()
+        # As the body alone, but for the matrix of this head in place of its own.
+        exchanged = self.head.weight.numel() - head_of(body).weight.numel()
+        return body.flops_per_token(context) + budget.dense_flops_per_token(exchanged)
