@@ -83,7 +83,7 @@ class WindowEvaluation(EvaluationLoader):
 
 
 class StreamEvaluation(EvaluationLoader):
-    """Each rank's part of a split as one row that goes on from batch to batch, so that no token lacks its past.
+    """Each rank's part of a split as one row that goes on from batch to batch, so that no token of it lacks its past.
 
     Args:
         chunk: tokens in a batch.

@@ -59,7 +59,7 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def test_with_attention_words_are_spelled_as_phonemes_sooner(tmp_path, monkeypatch):
+def test_every_encoder_decoder_learns_to_pronounce_and_attention_makes_it_sooner(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prepare("phonemes", "--sources.words.files", f'["{real("seq2seq/cmudict.dict.gz")}"]')
     accuracies = {}
@@ -70,8 +70,8 @@ def test_with_attention_words_are_spelled_as_phonemes_sooner(tmp_path, monkeypat
         options += ["--model.optimizer.learning_rate", "3e-3", "--data.total_epochs", "0.3"]
         accuracies[name] = float(fit(preset, "phonemes", tmp_path / name, *options)["val/accuracy"])
     print("phoneme accuracy:", {name: f"{value:.3f}" for name, value in accuracies.items()})
-    without = accuracies.pop("gru without attention")
-    assert min(accuracies.values()) > without + 0.2
+    assert min(accuracies.values()) > 0.55  # 0.14 for an end of text everywhere
+    assert accuracies["gru, dot"] > accuracies["gru without attention"] + 0.08
 
 
 def test_attention_translates_better_after_the_same_tokens(tmp_path, monkeypatch, capsys):

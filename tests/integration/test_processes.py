@@ -101,22 +101,54 @@ def test_a_signal_saves_says_how_to_go_on_and_exits_with_its_number(number, toke
     assert len({row["step"] for row in run.rows()}) == 120
 
 
-def test_two_ranks_train_as_one(tokens_folder, tmp_path):
-    options = [
-        "--data.total_tokens",
-        str(20 * 2048),
-        "--model.optimizer.learning_rate",
-        "3e-4",
-        "--model.architecture.dropout",
-        "0",
-        "--data.micro_batch",
-    ]
-    one = Run(tmp_path / "one", tokens_folder, *options, "16").finish()
-    two = Run(
-        tmp_path / "two", tokens_folder, *options, "8", "--trainer.strategy", "ddp", "--trainer.devices", "2"
-    ).finish()
+# Families beside CONFIG's GPT, each on its kind of data: architecture, fixture of the shards, what else the command says.
+FAMILIES = {
+    "gpt": ({}, "tokens_folder", []),
+    "lstm on streams": (
+        {"class_path": "LSTMConfig", "init_args": {"vocab_size": 512, "layers": 2, "width": 64}},
+        "tokens_folder", ["--data.order", "stream"],
+    ),
+    "recurrent seq2seq": (
+        {"class_path": "RecurrentSeq2SeqConfig", "init_args": {
+            "vocab_size": 512, "layers": 1, "width": 64, "cell": "lstm", "attention": "additive", "bidirectional": True,
+        }},
+        "pairs_folder", ["--data.order", "pairs"],
+    ),
+    "transformer seq2seq": (
+        {"class_path": "TransformerSeq2SeqConfig", "init_args": {
+            "vocab_size": 512, "context": 64, "encoder_layers": 1, "decoder_layers": 1, "width": 64, "heads": 4,
+        }},
+        "pairs_folder", ["--data.order", "pairs"],
+    ),
+    "classifier": (
+        {"class_path": "ClassifierConfig", "init_args": {
+            "vocab_size": 512, "classes": 2, "body": {"class_path": "GRUConfig", "init_args": {"vocab_size": 512, "layers": 1, "width": 64}},
+        }},
+        "labelled_folder", ["--data.order", "pairs", "--data.labels", "[with, without]"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_ranks_train_as_one(family, request, tmp_path):
+    architecture, folder, of_family = FAMILIES[family]
+    tokens = request.getfixturevalue(folder)
+    total = str(20 * 2048 if folder == "tokens_folder" else 5000)
+    options = ["--data.total_tokens", total, "--model.optimizer.learning_rate", "3e-4", *of_family]
+    if architecture:
+        (tmp_path / "model.yaml").write_text(yaml.safe_dump({"model": {"architecture": architecture}}))
+        options += ["--config", str(tmp_path / "model.yaml")]
+    options += ["--model.architecture.dropout", "0"]
+    one = Run(tmp_path / "one", tokens, *options, "--data.micro_batch", "16").finish()
+    ranks = ["--data.micro_batch", "8", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    two = Run(tmp_path / "two", tokens, *options, *ranks).finish()
     assert len(one) == len(two)
+    assert len(one) >= 8
     for a, b in zip(one, two, strict=True):
         for name in ("train/loss", "train/grad_norm", "val/loss", "val/bits_per_byte"):
-            if a[name]:
-                assert float(b[name]) == pytest.approx(float(a[name]), rel=2e-5), (a["step"], name)
+            if a.get(name):
+                # The order of sums differs; the gradients of few targets feel it first.
+                assert float(b[name]) == pytest.approx(float(a[name]), rel=2e-5 if family == "gpt" else 2e-4), (
+                    a["step"],
+                    name,
+                )
