@@ -90,7 +90,7 @@ FAMILIES: dict[str, tuple[LanguageModel, Callable[[], nn.Module]]] = {
     "gru": (GRUConfig(vocab_size=V, layers=LAYERS, width=D).build(), lambda: PlainRecurrent(nn.GRU)),
     "lstm": (LSTMConfig(vocab_size=V, layers=LAYERS, width=D).build(), lambda: PlainRecurrent(nn.LSTM)),
     "transformer": (
-        TransformerConfig(vocab_size=V, context=T, layers=LAYERS, width=D, heads=HEADS).build(),
+        TransformerConfig(vocab_size=V, context=T, layers=LAYERS, width=D, heads=HEADS, activation="gelu").build(),
         PlainDecoder,
     ),
     "seq2seq_recurrent": (
