@@ -94,6 +94,15 @@ def test_zarembas_small_lstm_is_the_papers(capsys):
     assert config["model"]["optimizer"]["class_path"].endswith("SGD")
 
 
+@pytest.mark.parametrize("name", ["rnn", "irnn", "gru", "lstm", "gpt"])
+def test_the_lectures_compare_models_of_like_size(name, capsys):
+    config = resolved(capsys, ROOT / "configs/lectures/run.yaml", ROOT / f"configs/lectures/{name}.yaml")
+    with torch.device("meta"):
+        model = build_model(config["model"]["architecture"])
+    assert 1.5e6 < model.parameter_counts()["total"] < 1.75e6
+    assert config["trainer"]["default_root_dir"] == f"runs/lectures/{name}"
+
+
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
 def test_a_corpus_config_is_read(path, capsys):
     with pytest.raises(SystemExit) as done:

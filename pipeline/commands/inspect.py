@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 from data_prep.files import InputError
 
 if TYPE_CHECKING:
-    from pipeline.reporting.figures.gradient import GradientFlow
+    import numpy as np
+
+    from pipeline.checkpoint import LoadedRun
+    from pipeline.models.base import LanguageModel, ModelConfig
+    from pipeline.reporting.figures.gradient import Curve, GradientFlow
     from pipeline.reporting.runs import Run
 
 HEADLINE = 140
@@ -101,17 +105,24 @@ def inspect_gradient_flow(arguments: argparse.Namespace) -> int:
     for name, least in (("distance", 2), ("samples", 1)):
         if getattr(arguments, name) < least:
             raise InputError(f"--{name} is {getattr(arguments, name)}: it must be at least {least}")
-    flows, texts, remarks = [], {}, []
+    flows, texts, remarks, shown = [], {}, [], []
     for found in chosen_runs(arguments):
         try:
-            measured, texts[found.name] = gradient_flows(found, len(texts), arguments)
+            measured, texts[found.name], loaded = gradient_flows(found, len(texts), arguments)
             flows += measured
+            shown.append(loaded)
         except InputError as error:
             if not arguments.runs:
                 raise
             remarks.append(f"Left out: {str(error).rstrip('.')}.")
     if not flows:
         raise InputError(f"{arguments.runs} holds no run whose gradient flow can be measured: {' '.join(remarks)}")
+    fresh = fresh_flows(shown, arguments)
+    flows += fresh
+    if fresh:
+        remarks.append(
+            f"Beside the runs stand fresh weights of {', '.join(flow.run for flow in fresh)}, {shown[0].model.config.width} wide."
+        )
     checkpoint = Path(arguments.checkpoint).stem
     summary = f"Trained weights (checkpoint {checkpoint}) beside fresh ones of the same configuration (seed {SEED})"
     if len(set(texts.values())) == 1:
@@ -128,16 +139,16 @@ def inspect_gradient_flow(arguments: argparse.Namespace) -> int:
     return write(arguments, "gradient-flow.html", gradient_page(flows, f"{summary}.", remarks))
 
 
-def gradient_flows(found: "Run", position: int, arguments: argparse.Namespace) -> tuple[list["GradientFlow"], str]:
+def gradient_flows(
+    found: "Run", position: int, arguments: argparse.Namespace
+) -> tuple[list["GradientFlow"], str, "LoadedRun"]:
     """Measure one run with its trained and with fresh weights; and name the text.
 
     Raises:
         InputError: no checkpoint, no hidden state along one stream of tokens, or a context or text too short.
     """
-    import torch
-
-    from pipeline.checkpoint import build_model, load_run
-    from pipeline.inspection.gradient_flow import gradient_norms, has_gradient_flow, mean_log10, require_distance
+    from pipeline.checkpoint import build_config, load_run
+    from pipeline.inspection.gradient_flow import has_gradient_flow, require_distance
     from pipeline.inspection.samples import samples
     from pipeline.reporting.figures.gradient import GradientFlow
 
@@ -149,18 +160,50 @@ def gradient_flows(found: "Run", position: int, arguments: argparse.Namespace) -
         )
     require_distance(loaded.model, found.name, arguments.distance)
     tokens, text = samples(loaded, arguments.distance + 2, arguments.samples)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        fresh = build_model(loaded.record["model"])
-    # In single precision a gradient that vanishes would soon fall below the smallest number.
-    models = (fresh.double().eval(), loaded.model.double())
-    norms = [gradient_norms(model, torch.from_numpy(tokens)) for model in models]
-    untrained, trained = ({state: mean_log10(norms_BK) for state, norms_BK in one.items()} for one in norms)
+    untrained = curves(fresh_model(build_config(loaded.record["model"])), tokens)
+    trained = curves(loaded.model, tokens)
     flows = [
         GradientFlow(found.name, position, state, k == 0, untrained[state], trained[state])
         for k, state in enumerate(trained)
     ]
-    return flows, f"{len(tokens)} pieces of {text}"
+    return flows, f"{len(tokens)} pieces of {text}", loaded
+
+
+def fresh_flows(shown: list["LoadedRun"], arguments: argparse.Namespace) -> list["GradientFlow"]:
+    """The lectures' kinds of network that none of the runs is, at the first run's width and on its text, before any training."""
+    from pipeline.inspection.gradient_flow import fresh_kinds, kind
+    from pipeline.inspection.samples import samples
+    from pipeline.reporting.figures.gradient import GradientFlow
+
+    config = shown[0].model.config
+    tokens, _ = samples(shown[0], arguments.distance + 2, arguments.samples)
+    there = {kind(loaded.model.config) for loaded in shown}
+    flows = []
+    for name, other in fresh_kinds(config.vocab_size, config.width, arguments.distance + 1).items():  # pyright: ignore[reportAttributeAccessIssue]
+        if name not in there:
+            state, curve = next(iter(curves(fresh_model(other), tokens).items()))
+            flows.append(GradientFlow(f"fresh {name}", len(shown) + len(flows), state, True, curve, None))
+    return flows
+
+
+def fresh_model(config: "ModelConfig") -> "LanguageModel":
+    """A model before its training."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return config.build().eval()
+
+
+def curves(model: "LanguageModel", tokens_BT: "np.ndarray") -> dict[str, "Curve"]:
+    """The mean logarithm of each state's gradient norms by distance."""
+    import torch
+
+    from pipeline.inspection.gradient_flow import gradient_norms, mean_log10
+
+    # In single precision a gradient that vanishes would soon fall below the smallest number.
+    norms = gradient_norms(model.double(), torch.from_numpy(tokens_BT))
+    return {state: mean_log10(norms_BK) for state, norms_BK in norms.items()}
 
 
 def inspect_loss_by_position(arguments: argparse.Namespace) -> int:

@@ -5,14 +5,16 @@ Pascanu et al. 2013 (section 2) explain with these norms why recurrent networks 
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_prep.files import InputError
-from pipeline.models.base import LanguageModel
-from pipeline.models.transformer import Transformer
+from pipeline.models.base import LanguageModel, ModelConfig
+from pipeline.models.recurrent import GRUConfig, LSTMConfig, RNNConfig
+from pipeline.models.transformer import Transformer, TransformerConfig
 
 # B batch, T time, K distances 0 ... K - 1 back from the last step, L layers, D width
 
@@ -23,6 +25,26 @@ RESIDUAL = "residual stream"
 def has_gradient_flow(model: LanguageModel) -> bool:
     """Whether the model has a hidden state at each step of one stream of tokens: recurrent or a decoder-only transformer."""
     return model.carries_state or isinstance(model, Transformer)
+
+
+def kind(config: ModelConfig) -> str:
+    """What a curve is of, as the lectures call it: the ReLU/identity RNN is a kind of its own."""
+    return "ReLU/identity RNN" if getattr(config, "identity", False) else config.family
+
+
+def fresh_kinds(vocab_size: int, width: int, context: int) -> dict[str, ModelConfig]:
+    """The five kinds that the lectures compare, by their names, at one width: a recurrent layer each, and two blocks."""
+    recurrent: dict[str, Any] = {"vocab_size": vocab_size, "layers": 1, "width": width}
+    # Heads of 64 features, and where the width is no multiple of that, one.
+    heads = width // 64 if width % 64 == 0 else 1
+    configs = (
+        RNNConfig(**recurrent),
+        RNNConfig(**recurrent, activation="relu", identity=True),
+        GRUConfig(**recurrent),
+        LSTMConfig(**recurrent),
+        TransformerConfig(vocab_size=vocab_size, context=context, layers=2, width=width, heads=heads),
+    )
+    return {kind(config): config for config in configs}
 
 
 def gradient_norms(model: LanguageModel, tokens_BT: Tensor) -> dict[str, Tensor]:

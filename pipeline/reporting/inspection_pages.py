@@ -128,7 +128,7 @@ def attention_page(run: str, headline: str, summary: str, kinds: list[AttentionK
 
 
 def gradient_page(flows: list[GradientFlow], summary: str, remarks: list[str]) -> str:
-    distance = len(flows[0].trained) - 1
+    distance = len(flows[0].untrained) - 1
     note = (
         f"The factor a step is that of the straight line through the logarithm from distance 1 to {distance}. Below "
         f"{VANISHING} a step, which would leave {share(distance * math.log10(VANISHING))}, the gradient counts as vanishing; above "
@@ -157,11 +157,11 @@ def gradient_page(flows: list[GradientFlow], summary: str, remarks: list[str]) -
 
 def flow_headline(flows: list[GradientFlow]) -> str:
     """What is left at the largest distance, of the run that keeps most and of the one that keeps least."""
-    distance = len(flows[0].trained) - 1
-    whole = [flow for flow in flows if flow.principal]
-    kept = sorted(whole, key=lambda flow: -math.inf if (log := left(flow.trained)) is None else log)
-    words = f"{distance} steps back, {share(left(kept[-1].trained))} of the gradient is left in {kept[-1].run}"
-    return words + (f", {share(left(kept[0].trained))} in {kept[0].run}" if len(kept) > 1 else "")
+    distance = len(flows[0].untrained) - 1
+    whole = [(left(flow.trained), flow.run) for flow in flows if flow.principal and flow.trained is not None]
+    (least, worst), *_, (most, best) = sorted(whole * 2, key=lambda kept: -math.inf if kept[0] is None else kept[0])
+    words = f"{distance} steps back, {share(most)} of the gradient is left in {best}"
+    return words + (f", {share(least)} in {worst}" if len(whole) > 1 else "")
 
 
 def context_page(runs: list[Run], title: str, remarks: list[str]) -> str:

@@ -130,7 +130,9 @@ def test_a_map_of_144_heads_and_64_tokens_is_a_light_page(make_run) -> None:
     assert (run / "inspect/attention.html").stat().st_size < 2_000_000
 
 
-def test_gradient_flow_compares_trained_with_fresh_weights_of_all_runs(make_run, tokens_folder, capsys) -> None:
+def test_gradient_flow_compares_trained_with_fresh_weights_of_all_runs_and_the_other_kinds(
+    make_run, tokens_folder, capsys
+) -> None:
     for name in ("gpt", "lstm", "irnn"):
         folder = make_run(name, CONFIGS[name]).parent
     assert inspect("--gradient-flow", "--runs", folder, "--distance", 20, "--samples", 4) == 0
@@ -138,7 +140,8 @@ def test_gradient_flow_compares_trained_with_fresh_weights_of_all_runs(make_run,
     figure = page.figures["gradient-flow"]
     go.Figure(data=figure["data"], layout=figure["layout"])
     names = ["gpt", "irnn", "lstm", "lstm, h alone"]
-    assert [trace["name"] for trace in figure["data"]] == names * 2
+    fresh = ["fresh rnn", "fresh gru"]  # of the lectures' five kinds those that no run is
+    assert [trace["name"] for trace in figure["data"]] == [*names, *fresh, *names]
     relative, measured = (choice["data"]["y"] for choice in figure["choices"]["Scale"])
     assert relative == [trace["y"] for trace in figure["data"]]
     for shown, absolute in zip(relative, measured, strict=True):
@@ -146,12 +149,14 @@ def test_gradient_flow_compares_trained_with_fresh_weights_of_all_runs(make_run,
         assert shown[0] == 1
         np.testing.assert_allclose(np.divide(absolute, absolute[0]), shown, rtol=1e-9)
     # The weights of these runs are of another seed than the fresh ones, so the panels differ.
-    assert measured[0] != measured[4]
+    untrained, trained = measured[:4], measured[6:]
+    assert untrained[0] != trained[0]
     printed = capsys.readouterr().out
     assert "4 pieces of validation text" in page.text
     fitted = [10 ** np.polyfit(range(1, 21), np.log10(absolute[1:]), 1)[0] for absolute in measured]
-    for name, untrained, trained in zip(("gpt", "irnn", "lstm", "lstm"), fitted[:4], fitted[4:], strict=True):
-        assert re.search(rf"{name} .* {digits(untrained)} .* {digits(trained)} ", printed)
+    for name, before, after in zip(("gpt", "irnn", "lstm", "lstm"), fitted[:4], fitted[6:], strict=True):
+        assert re.search(rf"{name} .* {digits(before)} .* {digits(after)} ", printed)
+    assert re.search(rf"fresh rnn +h +{digits(fitted[4])} +vanishing .* – +–", printed)
     assert re.search(r"lstm +h and c +0\.\d+ +vanishing", printed)
 
 

@@ -25,7 +25,8 @@ class GradientFlow:
     principal: bool
     """Whether this is the whole of the run's state, rather than a part of it."""
     untrained: Curve
-    trained: Curve
+    trained: Curve | None
+    """None for fresh weights that stand beside the runs and belong to none."""
 
     @property
     def name(self) -> str:
@@ -72,6 +73,8 @@ def gradient_flow(flows: list[GradientFlow]) -> Figure:
     for panel, title in (("", "untrained"), ("2", "trained")):
         for flow in flows:
             curve = getattr(flow, title)
+            if curve is None:
+                continue
             look = {"color": colour(flow.position), "width": 2.5 if flow.principal else 1.5}
             look["dash"] = dash(flow.position) if flow.principal else "dot"
             entry = {"showlegend": not panel, "legendgroup": flow.name}
@@ -126,7 +129,7 @@ def heading(text: str, x: str, y: str) -> dict[str, Any]:
 
 def read_gradient_flow(flows: list[GradientFlow]) -> str:
     """Who loses the gradient, who keeps it, and what training changed about it."""
-    whole = [flow for flow in flows if flow.principal]
+    whole = [(flow.run, flow.untrained, flow.trained) for flow in flows if flow.principal and flow.trained is not None]
     parts = []
     for judged, words in (
         ("vanishing", "vanishes in"),
@@ -134,11 +137,11 @@ def read_gradient_flow(flows: list[GradientFlow]) -> str:
         ("highway", "finds a highway in"),
         ("cut off", "is cut off in"),
     ):
-        rates = [(flow.run, rate) for flow in whole if verdict(rate := decay_rate(flow.trained)) == judged]
+        rates = [(run, rate) for run, _, trained in whole if verdict(rate := decay_rate(trained)) == judged]
         named = [f"{run} ({digits(rate)} a step)" if rate is not None else run for run, rate in rates]
         if named:
             parts.append(f"{words} {and_list(named)}")
-    before = [(flow.run, verdict(decay_rate(flow.untrained)), verdict(decay_rate(flow.trained))) for flow in whole]
+    before = [(run, verdict(decay_rate(untrained)), verdict(decay_rate(trained))) for run, untrained, trained in whole]
     changed = [f"{run} was {first}" for run, first, last in before if first != last]
     untrained = f"before training, {and_list(changed)}" if changed else "the verdicts before training are the same"
     return f"Trained, the gradient {and_list(parts)}; {untrained}."
@@ -150,6 +153,9 @@ def rows(flows: list[GradientFlow]) -> list[list[str]]:
     for flow in flows:
         cells = [flow.state]
         for curve in (flow.untrained, flow.trained):
+            if curve is None:
+                cells += ["–"] * 3
+                continue
             rate = decay_rate(curve)
             cells += [digits(rate), verdict(rate), share(left(curve))]
         table.append(cells)
