@@ -21,7 +21,7 @@ from pipeline.reporting.figures.gradient import (
     share,
 )
 from pipeline.reporting.quantities import and_list, digits, percent
-from pipeline.reporting.runs import Run
+from pipeline.reporting.runs import Run, of_one_text
 
 # L layers, H heads, T positions that look, S positions looked at
 
@@ -169,11 +169,12 @@ def context_page(runs: list[Run], title: str, remarks: list[str]) -> str:
     assert figure is not None, "the command refuses runs without losses by position"
     ends = {run.name: (early, late) for run, early, late in early_and_late(measured(runs))}
     best = min(ends, key=lambda name: ends[name][1])
+    headline = f"{best} predicts the last quarter of its context best, at {digits(ends[best][1])} nats per token"
     return document.render(
         "figure.html",
         document.plot_scripts(),
         title=f"Loss by position · {title}",
-        headline=f"{best} predicts the last quarter of its context best, at {digits(ends[best][1])} nats per token",
+        headline=headline if of_one_text(runs) else f"{len(runs)} runs, each by position in its own text",
         summary="A model that uses its context predicts late positions in it better than early ones (Kaplan et al. 2020, Figure 7).",
         section="Loss by position in the context",
         lead="Thin lines are single positions of the validation windows, thick lines means over stretches that grow with the position.",

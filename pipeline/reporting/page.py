@@ -11,7 +11,7 @@ from pipeline.reporting.figures.optimisation import optimisation
 from pipeline.reporting.figures.scores import few_shot, score_rows
 from pipeline.reporting.figures.throughput import throughput
 from pipeline.reporting.quantities import MISSING, SPACE, and_list, digits, duration, percent, power, si
-from pipeline.reporting.runs import Run, best, dig, number
+from pipeline.reporting.runs import Run, best, dig, number, of_one_text
 
 SAMPLES = 6
 """Generate calls that are shown of each run, the newest; a page is read, a samples.jsonl is searched."""
@@ -52,7 +52,14 @@ def render(runs: list[Run], remarks: list[str], title: str) -> str:
 
 
 def headline(runs: list[Run]) -> str:
-    """The page's one result: the best run by bits per byte, or by loss where bytes were not counted."""
+    """The page's one result: the best run by bits per byte, or by loss where bytes were not counted; of labelled texts the most
+    accurate one."""
+    if not of_one_text(runs):
+        return f"{len(runs)} runs on {len({run.text for run in runs})} kinds of text"
+    if runs[0].get("data", "labels"):
+        accurate = best(runs, lambda run: None if (share := run.judged("accuracy")) is None else -share)
+        if accurate is not None:
+            return f"{accurate.name} names {percent(accurate.judged('accuracy'))} of the labels right"
     for metric, unit in (("bits_per_byte", "bits per byte"), ("loss", "nats per token")):
         if (run := best(runs, lambda run, metric=metric: run.judged(metric))) is not None:
             return f"{run.name} reaches {digits(run.judged(metric))} {unit}"
@@ -112,13 +119,18 @@ def comparison(runs: list[Run]) -> list[Column]:
         return Column(title, explanation, [show(value) for value in values], leading)
 
     parameters = [number(run.get("parameters", "total")) for run in runs]
+    # Losses of different text do not compare, so none of them leads.
+    lowest, highest = (min, max) if of_one_text(runs) else (None, None)
     return [
         Column("Family", "of the model", [family(run) for run in runs], leading=None, words=True),
         column("Parameters", "all, with embeddings", parameters, si),
         column("Tokens", "trained on, counting repeats", [run.last("tokens") for run in runs], si),
-        column("Val. loss", "nats per token", [run.judged("loss") for run in runs], digits, min),
-        column("Perplexity", "per token", [run.judged("perplexity") for run in runs], digits, min),
-        column("Bits/byte", "of validation text", [run.judged("bits_per_byte") for run in runs], digits, min),
+        column("Val. loss", "nats per token", [run.judged("loss") for run in runs], digits, lowest),
+        column("Perplexity", "per token", [run.judged("perplexity") for run in runs], digits, lowest),
+        column("Bits/byte", "of validation text", [run.judged("bits_per_byte") for run in runs], digits, lowest),
+        column(
+            "Accuracy", "tokens or labels predicted first", [run.judged("accuracy") for run in runs], percent, highest
+        ),
         column("Tokens/s", "median over the run", [run.median("train/tokens_per_second") for run in runs], si, max),
         column("MFU", "median, of the measured matmul peak", [run.median("train/mfu") for run in runs], percent, max),
         column("FLOPs", "of training", [run.last("flops") for run in runs], power),

@@ -24,6 +24,9 @@ HASH_LIMIT_BYTES = 2**31
 """Checkpoints above this size are named but not hashed: hashing would take longer than the report."""
 
 
+DIFFERENT_TEXT = "These runs are judged on different text, so their losses do not compare."
+
+
 @dataclass(frozen=True)
 class Series:
     """One column of metrics.csv at its increasing steps; a progress value that was not logged is None."""
@@ -89,6 +92,11 @@ class Run:
             return value
         logged = self.series(f"val/{metric}").value
         return logged[-1] if logged else None
+
+    @property
+    def text(self) -> str:
+        """Names what a validation loss is of: the corpus, and of labelled texts the labels."""
+        return repr((self.get("data", "fingerprint"), self.get("data", "labels")))
 
     @property
     def scores(self) -> list[dict[str, Any]]:
@@ -290,3 +298,8 @@ def best(runs: list[Run], value: Callable[[Run], float | None]) -> Run | None:
     """The run with the lowest value; None if no run has one."""
     valued = [(found, run) for run in runs if (found := value(run)) is not None]
     return min(valued, key=lambda pair: pair[0])[1] if valued else None
+
+
+def of_one_text(runs: list[Run]) -> bool:
+    """Whether the validation losses of these runs are of the same text, so that they can be compared."""
+    return len({run.text for run in runs}) <= 1

@@ -261,3 +261,26 @@ def test_a_folder_without_runs_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         report.run(Namespace(folder=tmp_path / "absent", output=None))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_losses_of_different_text_are_not_compared(two_runs: Path) -> None:
+    together = write_report(two_runs)
+    assert "lstm reaches" in together.text or "gpt reaches" in together.text
+    assert " is ahead of " in together.text
+    for change in ({"fingerprint": "other"}, {"labels": ["good", "bad"]}):
+        path = two_runs / "lstm" / "run.json"
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"data": record["data"] | change}))
+        apart = write_report(two_runs)
+        assert "2 runs on 2 kinds of text" in apart.text
+        assert " is ahead of " not in apart.text
+        assert apart.text.count("their losses do not compare") == 2
+        path.write_text(json.dumps(record))
+
+
+def test_a_classifier_is_judged_by_its_accuracy(make_run: MakeRun) -> None:
+    run = make_run("sentiment", family="classifier")
+    for name, change in (("run.json", {"data": {"labels": ["good", "bad"]}}), ("validation.json", {"accuracy": 0.741})):
+        path = run / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert "sentiment names 74.1 % of the labels right" in write_report(run).text.replace("\u202f", " ")

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from pipeline.reporting.figures.figure import TIE, Figure, axis, layout, line
 from pipeline.reporting.quantities import digits
-from pipeline.reporting.runs import Run, number
+from pipeline.reporting.runs import DIFFERENT_TEXT, Run, number, of_one_text
 
 
 def context_loss(runs: list[Run]) -> Figure | None:
@@ -65,6 +65,8 @@ def read_context(curves: list[tuple[Run, list[float | None]]]) -> str:
             return f"{run.name} predicts the end of its context no better than the start."
         gain = f"{digits(early - late, 2)} nats per token"
         return f"{run.name} gains {gain} between the first sixteenth and the last quarter of its context."
+    if not of_one_text([run for run, _, _ in ends]):
+        return DIFFERENT_TEXT
     (first, first_early, first_late), (second, second_early, second_late) = sorted(ends, key=lambda end: end[2])[:2]
     late_gap, early_gap = second_late - first_late, second_early - first_early
     if late_gap < TIE * first_late:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.reporting.figures.figure import POINTS, TIE, Choice, Figure, axis, colour, hovering, layout, line, scaled
 from pipeline.reporting.quantities import digits, si, time_unit
-from pipeline.reporting.runs import Run, Series
+from pipeline.reporting.runs import DIFFERENT_TEXT, Run, Series, of_one_text
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,8 @@ def read_curves(runs: list[Run]) -> str:
         if series.value[-1] > (1 + TIE) * series.value[lowest]:
             return f"{fall}, then rises again to {digits(series.value[-1])}: from there on it learns its text by heart."
         return f"{fall}, and its last validation changed it by {signed(series.value[-1] - series.value[-2])}."
+    if not of_one_text([run for run, _ in curves]):
+        return DIFFERENT_TEXT
     shared = min(series.tokens[-1] or 0.0 for _, series in curves)
     reached = sorted((value, run.name) for run, series in curves if (value := at_tokens(series, shared)) is not None)
     if shared <= 0 or len(reached) < 2:
