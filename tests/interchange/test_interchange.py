@@ -102,6 +102,7 @@ def logits_of_run(run: Path, tokens_BT: torch.Tensor) -> torch.Tensor:
 
 def refused(arguments: list[str], capsys) -> str:
     """The sentence with which a command refuses its input."""
+    capsys.readouterr()  # progress bars of transformers
     assert main(arguments) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
