@@ -320,7 +320,6 @@ class Transformer(LanguageModel):
         multiplied = sum(p.numel() for p in self.parameters()) - sum(table.numel() for table in tables)
         spans = [min(attention.band or context, context) for attention in self.attentions]
         width = self.config.heads * self.config.head_features
-        # One layer at a time: the context of a banded one is its band.
         return budget.dense_flops_per_token(multiplied) + sum(
-            budget.transformer_flops_per_token(0, 1, width, span) for span in spans
+            budget.attention_flops_per_token(width, span) for span in spans
         )
