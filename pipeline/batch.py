@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_prep.files import InputError
 from pipeline.models.base import NO_TOKEN
 from pipeline.order import LengthOrder, SampleOrder, StreamOrder
 
@@ -159,7 +160,7 @@ def pair_batch(
         classes: number of the class that a target (without its end-of-text) names; None: the target is predicted token by token.
 
     Raises:
-        ValueError: a target that names no class.
+        InputError: a target that names no class.
     """
     sources = padded([source for source, _ in pairs])
     if classes is None:
@@ -172,7 +173,9 @@ def pair_batch(
         if len(target):
             name = tuple(target[:-1].tolist())
             if name not in classes:
-                raise ValueError(f"pair {samples[row]} is labelled with tokens {name}, which is none of the labels")
+                raise InputError(
+                    f"Sample {samples[row]} is labelled with the tokens {list(name)}, which are none of data.labels: name every label"
+                )
             targets[row, len(source) - 1] = classes[name]
     tokens = np.where(sources == NO_TOKEN, start, sources)
     return Batch(*as_tensors(tokens, targets, samples), valid_tokens)

@@ -15,6 +15,9 @@ from pipeline.loader import EvaluationLoader, PairEvaluation, StreamEvaluation, 
 FULL_CHECK_BYTES = 1 << 30
 """Splits up to this size have every checksum read at the start; larger ones their sizes only (`data_prep verify` reads all)."""
 
+LOOKED_AT = 10_000
+"""Pairs of a split whose labels are checked at the start."""
+
 SPLITS = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("test",)}
 
 
@@ -112,6 +115,8 @@ class TokenDataModule(LightningDataModule):
             self.label_tokens = [Tokenizer.load(self.path).encode(label) for label in self.labels]
         for split in SPLITS[stage]:
             self.readers[split] = self.open(split)
+            if self.label_tokens is not None:
+                self.refuse_unknown_labels(split, self.label_tokens)
         if stage == "fit":
             self.samples = self.training_samples()
             self.steps = self.count_steps()
@@ -130,6 +135,18 @@ class TokenDataModule(LightningDataModule):
         if len(reader) * np.dtype(self.manifest.dtype).itemsize <= FULL_CHECK_BYTES and self.rank == 0:
             self.manifest.verify(split)
         return reader
+
+    def refuse_unknown_labels(self, split: str, labels: list[list[int]]) -> None:
+        """Raise InputError if a target among the first pairs of a split is none of the labels; later ones meet the same in `batch`."""
+        reader = self.readers[split]
+        targets = {
+            tuple(target[:-1].tolist()) for _, target in reader.gather_pairs(range(min(reader.pairs, LOOKED_AT)))
+        }
+        if unknown := targets - {tuple(label) for label in labels}:
+            names = ", ".join(repr(Tokenizer.load(self.path).decode(target)) for target in sorted(unknown)[:3])
+            raise InputError(
+                f"The {split} split of {self.path} has labels that data.labels {self.labels} does not name: {names}: name every label"
+            )
 
     @property
     def rank(self) -> int:

@@ -184,7 +184,7 @@ def test_a_labelled_text_has_its_class_as_the_only_target_at_its_end():
         k = int(tokens[0])
         assert targets[k % 7 + 1] == k
         assert (targets != NO_TOKEN).sum() == 1
-    with pytest.raises(ValueError, match="none of the labels"):
+    with pytest.raises(ValueError, match="none of data.labels"):
         Pairs(Couples(9), "corpus", 0, context=9, sequences=9, start=0, labels=labels[:-1]).batch(np.arange(9))
 
 

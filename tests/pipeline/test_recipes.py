@@ -10,7 +10,14 @@ from pipeline.models.base import NO_TOKEN
 from pipeline.models.recurrent import LSTMConfig
 from pipeline.models.seq2seq_recurrent import RecurrentSeq2SeqConfig
 from pipeline.optim import SGD
-from pipeline.schedule import StepSchedule
+from pipeline.schedule import (
+    ConstantSchedule,
+    CosineSchedule,
+    InverseSquareRootSchedule,
+    LinearSchedule,
+    StepSchedule,
+    WSDSchedule,
+)
 from pipeline.scheduled_sampling import mix_inputs
 
 
@@ -20,6 +27,48 @@ def test_the_rate_of_zaremba_is_halved_at_the_start_of_each_epoch_after_the_four
     rates = [schedule.multiplier((step + 1) * 400, total) for step in range(13 * per_epoch)]
     # As his code has it: lr_decay ** max(epoch + 1 - max_epoch, 0), epochs counted from 0, max_epoch 4.
     assert rates == [0.5 ** max(step // per_epoch + 1 - 4, 0) for step in range(13 * per_epoch)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "points"),
+    [
+        (ConstantSchedule(warmup_tokens=100), {50: 0.5, 100: 1, 1000: 1}),
+        (InverseSquareRootSchedule(warmup_tokens=100), {25: 0.25, 100: 1, 400: 0.5, 10_000: 0.1}),
+        (LinearSchedule(warmup_tokens=100, final_fraction=0.2), {50: 0.5, 100: 1, 550: 0.6, 1000: 0.2, 2000: 0.2}),
+        (WSDSchedule(final_fraction=0, cooldown_fraction=0.25), {1: 1, 750: 1, 875: 0.5, 1000: 0}),
+        (
+            WSDSchedule(warmup_tokens=200, decay_tokens=600, cooldown_fraction=0.5),
+            {100: 0.5, 400: 1, 500: 0.55, 600: 0.1},
+        ),
+        (CosineSchedule(warmup_tokens=100, decay_tokens=500), {50: 0.5, 300: 0.55, 500: 0.1, 900: 0.1}),
+    ],
+)
+def test_a_schedule_goes_through_the_points_of_its_definition(schedule, points):
+    assert {tokens: schedule.multiplier(tokens, 1000) for tokens in points} == pytest.approx(points)
+
+
+def test_the_inverse_square_root_is_vaswanis():
+    # Equation 3: d^-0.5 min(s^-0.5, s w^-1.5), for the base model at steps of 25,000 target tokens.
+    width, warmup, batch = 512, 4000, 25_000
+    peak, schedule = (width * warmup) ** -0.5, InverseSquareRootSchedule(warmup_tokens=warmup * batch)
+    for step in (1, 2000, 4000, 4001, 100_000):
+        rate = peak * schedule.multiplier(step * batch, 10**12)
+        assert rate == pytest.approx(width**-0.5 * min(step**-0.5, step * warmup**-1.5))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "settings", "words"),
+    [
+        (ConstantSchedule, {"warmup_tokens": -1}, "warmup_tokens is -1"),
+        (InverseSquareRootSchedule, {}, "warmup_tokens is 0"),
+        (LinearSchedule, {"final_fraction": 1.5}, "final_fraction is 1.5"),
+        (CosineSchedule, {"warmup_tokens": 10, "decay_tokens": 5}, "decay_tokens is 5"),
+        (WSDSchedule, {"cooldown_fraction": 0.0}, "cooldown_fraction is 0"),
+    ],
+)
+def test_an_impossible_schedule_is_refused_with_the_value(schedule, settings, words):
+    with pytest.raises(ValueError, match=words):
+        schedule(**settings)
 
 
 def test_a_clipped_step_on_the_mean_equals_zarembas_on_the_sum():

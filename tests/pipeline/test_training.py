@@ -243,6 +243,7 @@ def test_epochs_are_counted_where_tokens_are_not_given(pairs_folder, tmp_path):
         ("transformer seq2seq", {"data__order": "shuffled"}, "encoder-decoders train on data.order pairs"),
         ("classifier", {"data__labels": None}, "labels names 0 classes"),
         ("classifier", {"data__labels": ["with", "without", "third"]}, "labels names 3 classes"),
+        ("classifier", {"data__labels": ["with", "wihtout"]}, "does not name: 'without'"),
         ("classifier", {"data__order": "shuffled"}, "and data.order pairs"),
         ("gpt", {"model__scheduled_sampling": 0.5}, "scheduled_sampling is for encoder-decoders"),
         ("gpt", {"model__label_smoothing": 1.0}, "label_smoothing is 1.0"),
