@@ -101,6 +101,11 @@ class LanguageModelling(LightningModule):
                 f"data.order is {order}, but the model is a {family}: encoder-decoders train on data.order pairs without labels, "
                 "and nothing else does"
             )
+        boundary, end = getattr(self.architecture, "document_end", None), self.data.manifest.end_of_text
+        if boundary not in (None, end):
+            raise InputError(
+                f"model.architecture.document_end is {boundary}, but documents of these shards end with token {end}: set it to that"
+            )
         if self.scheduled_sampling and not self.model.reads_source:
             raise InputError(
                 f"model.scheduled_sampling is for encoder-decoders, the model is a {family}: leave it at 0"

@@ -239,6 +239,11 @@ def test_epochs_are_counted_where_tokens_are_not_given(pairs_folder, tmp_path):
     ("family", "options", "words"),
     [
         ("gpt", {"data__order": "stream"}, "has no state to carry"),
+        (
+            "gpt",
+            {"model__architecture": GPT | {"init_args": GPT["init_args"] | {"document_end": 7}}},
+            "document_end is 7, but",
+        ),
         ("gpt", {"data__order": "pairs"}, "holds plain documents"),
         ("transformer seq2seq", {"data__order": "shuffled"}, "encoder-decoders train on data.order pairs"),
         ("classifier", {"data__labels": None}, "labels names 0 classes"),
