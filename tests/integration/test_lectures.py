@@ -91,7 +91,7 @@ def test_attention_translates_better_after_the_same_tokens(tmp_path, monkeypatch
     for attention in ("none", "multiplicative"):
         options = {"vocab_size": 4096, "width": 256, "attention": attention}
         architecture = [f"--model.architecture.{k}={v}" for k, v in options.items()]
-        size = ["--data.context", "48", "--data.batch_tokens", "3072", "--data.total_epochs", "2.5"]
+        size = ["--data.context", "48", "--data.batch_tokens", "3072", "--data.total_epochs", "1.5"]
         run = tmp_path / attention
         last = fit("seq2seq_gru", "translation", run, *architecture, *size, "--model.optimizer.learning_rate", "3e-3")
         files = ["--input", "text.txt", "--output", f"{attention}.txt", "--reference", "target.txt"]
