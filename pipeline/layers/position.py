@@ -1,6 +1,6 @@
-"""Where a token stands: a learned vector that is added to it, or a rotation of its queries and keys.
+"""Where a token stands: a vector that is added to it, learned or of sines and cosines, or a rotation of its queries and keys.
 
-Both kinds answer the same two calls, so a model holds one of them and does not ask which.
+All are called with (x_BTD, positions_T), and those of decoder-only models say their `rotation`, so a model does not ask which it holds.
 """
 
 import torch
@@ -20,6 +20,25 @@ class LearnedPositions(nn.Embedding):
 
     def rotation(self, positions_T: Tensor) -> None:
         return None
+
+
+class Sinusoids(nn.Module):
+    """Adds to each token the vector of its position p: feature 2i is sin(p / 10000^(2i/D)), feature 2i + 1 the cosine
+    (Vaswani et al. 2017, section 3.5). Called as `LearnedPositions` is.
+
+    Args:
+        width: D, even.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+
+    def forward(self, x_BTD: Tensor, positions_T: Tensor) -> Tensor:
+        exponents = torch.arange(0, self.width, 2, device=positions_T.device) / self.width
+        # In fp32 whatever the model's precision: bf16 cannot tell position 256 from 257.
+        angles = positions_T.float()[:, None] / 10000**exponents
+        return x_BTD + torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1).to(x_BTD.dtype)
 
 
 class RotaryPositions(nn.Module):

@@ -82,14 +82,6 @@ class LanguageModel(nn.Module, ABC):
     def flops_per_token(self, context: int) -> int:
         """Floating-point operations to train on one token, forward and backward, in sequences of `context` tokens."""
 
-    def hidden(self, tokens_BT: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """As `forward`, but the vectors that the output head reads, x_BTD: what another head can be put on.
-
-        Raises:
-            NotImplementedError: the family does not offer it.
-        """
-        raise NotImplementedError(f"{type(self).__name__} hands over no hidden states")
-
     def attention_maps(self, tokens_BT: Tensor, source_BS: Tensor | None = None) -> dict[str, list[Tensor]]:
         """Attention weights as probabilities, by kind ("self", "encoder", "cross"): a tensor_BHTS for each layer.
 
@@ -102,6 +94,20 @@ class LanguageModel(nn.Module, ABC):
         tables = {id(m.weight): m.weight.numel() for m in self.modules() if isinstance(m, nn.Embedding)}
         total = sum(p.numel() for p in self.parameters())
         return {"total": total, "non_embedding": total - sum(tables.values())}
+
+
+class CausalModel(LanguageModel):
+    """A model of one text from left to right, whose output head reads one vector a token; another head can be put on those."""
+
+    head: nn.Module
+
+    @abstractmethod
+    def hidden(self, tokens_BT: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """As `forward`, but the vectors that the output head reads, x_BTD."""
+
+    def forward(self, tokens_BT: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        x_BTD, state = self.hidden(tokens_BT, state)
+        return self.head(x_BTD), state
 
 
 class EncoderDecoder(LanguageModel):

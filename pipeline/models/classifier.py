@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import budget
-from pipeline.models.base import LanguageModel, ModelConfig
+from pipeline.models.base import CausalModel, LanguageModel, ModelConfig
 
 # B batch, T time, S source time, D width, C classes
 
@@ -35,7 +35,7 @@ class ClassifierConfig(ModelConfig):
             raise ValueError(
                 f"vocab_size is {self.vocab_size}, that of the body {self.body.vocab_size}: make them equal"
             )
-        if type(self.body_on_meta()).hidden is LanguageModel.hidden:
+        if not isinstance(self.body_on_meta(), CausalModel):
             raise ValueError(
                 f"The body is a {self.body.family}, which hands over no hidden states: take a causal language model"
             )
@@ -49,13 +49,6 @@ class ClassifierConfig(ModelConfig):
         return Classifier(self)
 
 
-def head_of(model: LanguageModel) -> nn.Linear:
-    """What turns the vectors that `hidden` hands over into logits."""
-    head = model.get_submodule("head")
-    assert isinstance(head, nn.Linear)
-    return head
-
-
 class Classifier(LanguageModel):
     """`forward` returns logits_BTC, the class of the text up to each position; the targets say which position counts."""
 
@@ -64,9 +57,10 @@ class Classifier(LanguageModel):
     def __init__(self, config: ClassifierConfig):
         super().__init__()
         self.config = config
-        self.body = config.body.build()
-        self.context = self.body.context
-        self.head = nn.Linear(head_of(self.body).in_features, config.classes)
+        body = config.body.build()
+        assert isinstance(body, CausalModel), "the configuration refuses others"
+        self.body, self.context = body, body.context
+        self.head = nn.Linear(body.get_parameter("head.weight").shape[1], config.classes)
         # Parameters without gradients would stall data-parallel training. A table that was tied to the body's head stays as the
         # embedding's.
         self.body.head = nn.Identity()
@@ -91,5 +85,5 @@ class Classifier(LanguageModel):
     def flops_per_token(self, context: int) -> int:
         body = self.config.body_on_meta()
         # As the body alone, but for the matrix of this head in place of its own.
-        exchanged = self.head.weight.numel() - head_of(body).weight.numel()
+        exchanged = self.head.weight.numel() - body.get_parameter("head.weight").numel()
         return body.flops_per_token(context) + budget.dense_flops_per_token(exchanged)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pipeline import budget
 from pipeline.layers.dropout import VariationalDropout
 from pipeline.layers.recurrence import GRU, LSTM, RNN, Recurrent, State, VariationalStack
-from pipeline.models.base import LanguageModel, ModelConfig
+from pipeline.models.base import CausalModel, ModelConfig
 
 # B batch, T time, D width, L layers, V vocabulary
 
@@ -126,7 +126,7 @@ class OneHot(nn.Module):
         return F.one_hot(tokens_BT, self.vocab_size).to(self.one.dtype)
 
 
-class RecurrentLanguageModel(LanguageModel):
+class RecurrentLanguageModel(CausalModel):
     config: RecurrentConfig
     carries_state = True
 
@@ -161,16 +161,12 @@ class RecurrentLanguageModel(LanguageModel):
             nn.init.uniform_(module.weight, -(bound or 0.1), bound or 0.1)
         elif module is self.head:
             if not self.config.tied:
-                nn.init.uniform_(self.head.weight, -(bound or 0.1), bound or 0.1)
-            nn.init.uniform_(self.head.bias, -(bound or 0), bound or 0)
+                nn.init.uniform_(module.get_parameter("weight"), -(bound or 0.1), bound or 0.1)
+            nn.init.uniform_(module.get_parameter("bias"), -(bound or 0), bound or 0)
 
     def hidden(self, tokens_BT: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         x_BTD, end = self.rnn(self.dropout(self.token_embedding(tokens_BT)), state)
         return self.dropout(x_BTD), end
-
-    def forward(self, tokens_BT: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        x_BTD, end = self.hidden(tokens_BT, state)
-        return self.head(x_BTD), end
 
     def init_state(self, batch: int, length: int, source_BS: Tensor | None = None) -> State:
         zeros_LBD = next(self.rnn.parameters()).new_zeros(self.config.layers, batch, self.config.width)

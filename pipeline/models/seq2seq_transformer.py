@@ -15,8 +15,7 @@ from pipeline.layers.attention import CausalSelfAttention
 from pipeline.layers.cache import LayerCache
 from pipeline.layers.cross_attention import CrossAttention, Memory
 from pipeline.layers.mlp import MLP
-from pipeline.layers.position import LearnedPositions
-from pipeline.layers.sinusoids import Sinusoids
+from pipeline.layers.position import LearnedPositions, Sinusoids
 from pipeline.models.base import NO_TOKEN, EncoderDecoder, ModelConfig
 
 # B batch, T time, S source time, D width, H heads, V vocabulary

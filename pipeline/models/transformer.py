@@ -14,7 +14,7 @@ from pipeline.layers.cache import LayerCache
 from pipeline.layers.documents import DocumentCache, Documents
 from pipeline.layers.mlp import MLP, GatedMLP
 from pipeline.layers.position import LearnedPositions, RotaryPositions, Rotation
-from pipeline.models.base import LanguageModel, ModelConfig
+from pipeline.models.base import CausalModel, ModelConfig
 
 # B batch, T time, D width, V vocabulary
 
@@ -218,7 +218,7 @@ class TransformerState:
     documents: DocumentCache | None
 
 
-class Transformer(LanguageModel):
+class Transformer(CausalModel):
     config: TransformerConfig
     context: int
 
@@ -259,12 +259,6 @@ class Transformer(LanguageModel):
             # `apply` reaches a block after its children, so this replaces what they drew.
             for projection in (module.attention.output, module.mlp.output):
                 nn.init.normal_(projection.weight, std=self.config.projection_std)
-
-    def forward(
-        self, tokens_BT: Tensor, state: TransformerState | None = None
-    ) -> tuple[Tensor, TransformerState | None]:
-        x_BTD, state = self.hidden(tokens_BT, state)
-        return self.head(x_BTD), state
 
     def hidden(
         self, tokens_BT: Tensor, state: TransformerState | None = None

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 from pipeline.layers.cross_attention import CrossAttention
-from pipeline.layers.sinusoids import Sinusoids
+from pipeline.layers.position import Sinusoids
 from pipeline.models.base import NO_TOKEN
 from pipeline.models.seq2seq_transformer import TransformerSeq2Seq, TransformerSeq2SeqConfig
 
