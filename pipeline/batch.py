@@ -37,6 +37,8 @@ class Batch(NamedTuple):
     """What an encoder-decoder reads, filled up on the right with NO_TOKEN."""
     continues: bool = False
     """Whether each row goes on where the same row of the batch before ended."""
+    ends_step: bool = True
+    """Whether this is the last micro-batch of its global batch."""
 
 
 class Tokens(Protocol):

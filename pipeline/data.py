@@ -201,8 +201,14 @@ class TokenDataModule(LightningDataModule):
             )
         return int(wanted)
 
+    def due(self, step: int, every_tokens: int | None) -> bool:
+        """Whether `step` optimizer steps reach or pass a multiple of so many tokens that one step fewer does not."""
+        return (
+            every_tokens is not None and self.tokens_at(step) // every_tokens > self.tokens_at(step - 1) // every_tokens
+        )
+
     def divide_batch(self) -> None:
-        """Tell the Trainer, which counts micro-batches, how many of them a step, a validation interval and the run have."""
+        """Tell the Trainer how many steps the run has, after seeing that the ranks can share a global batch evenly."""
         assert self.trainer is not None
         together = self.micro_batch * self.ranks
         if self.sequences % together:
@@ -210,13 +216,8 @@ class TokenDataModule(LightningDataModule):
                 f"A batch of {self.sequences} sequences (data.batch_tokens / data.context) does not divide into micro-batches "
                 f"of {self.micro_batch} on {self.ranks} rank(s): make data.micro_batch a divisor of {self.sequences // self.ranks or 1}"
             )
-        self.trainer.accumulate_grad_batches = self.sequences // together
         if self.trainer.max_steps == -1 or self.trainer.max_steps > self.steps:
             self.trainer.fit_loop.epoch_loop.max_steps = self.steps
-        steps_between = self.steps
-        if self.validate_every_tokens is not None:
-            steps_between = max(1, round(self.validate_every_tokens / (self.sequences * self.samples.mean_tokens)))
-        self.trainer.val_check_interval = min(steps_between, self.steps) * self.trainer.accumulate_grad_batches
 
     def train_dataloader(self) -> TrainingLoader:
         return TrainingLoader(

@@ -38,7 +38,8 @@ class TrainingLoader:
             first = self.consumed + self.rank * self.micro_batch
             # Counted before it is handed out: a checkpoint taken while the batch is in use must not repeat it.
             self.consumed += self.micro_batch * self.ranks
-            yield self.samples.batch(np.arange(first, first + self.micro_batch))
+            batch = self.samples.batch(np.arange(first, first + self.micro_batch))
+            yield batch._replace(ends_step=self.consumed % self.sequences == 0)
 
     def state_dict(self) -> dict[str, int]:
         return {"consumed": self.consumed}

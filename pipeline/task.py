@@ -52,6 +52,8 @@ class LanguageModelling(LightningModule):
         self.architecture, self.optimizer, self.schedule = architecture, optimizer, schedule
         self.label_smoothing, self.scheduled_sampling, self.pretrained = label_smoothing, scheduled_sampling, pretrained
         self.loaded: dict[str, Any] = {"step": 0, "tokens_seen": 0}
+        self.step_ended = True
+        """Whether the micro-batch in hand, or the last one, is the last of its global batch."""
         self.carried: CarriedState | None = None
         self.evaluation: dict[str, Any] = {}
         """Of the last pass over an evaluation split: loss, perplexity, bits per byte, accuracy, loss by position."""
@@ -124,6 +126,7 @@ class LanguageModelling(LightningModule):
                 self.carried.load(self.loaded.pop("carried"))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.step_begins, self.step_ended = self.step_ended, batch.ends_step
         # Dropout is a function of the place in the order, so a resumed run draws what an uninterrupted one would.
         torch.manual_seed(hash((self.data.seed, int(batch.samples_B[0]))))
         rate = self.learning_rate(self.trainer.global_step)
@@ -148,9 +151,9 @@ class LanguageModelling(LightningModule):
         nll_BT = token_nll(logits_BTV, batch.targets_BT)
         self.step_nll += nll_BT.detach().sum()
         loss = smoothed(nll_BT, logits_BTV, batch.targets_BT, self.label_smoothing).sum()
-        # Sum, not mean: micro-batches may hold different numbers of valid tokens. Lightning divides by the accumulation
-        # and DDP by the ranks, so both are multiplied back.
-        return loss / batch.valid_tokens * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        # Sum, not mean: micro-batches may hold different numbers of valid tokens. The strategies average over the ranks,
+        # so their number is multiplied back.
+        return loss / batch.valid_tokens * self.trainer.world_size
 
     def state_before(self, batch: Batch, carried: CarriedState | None) -> Any:
         """What the model has read before this batch: a source, the stream so far, or nothing."""
@@ -168,17 +171,18 @@ class LanguageModelling(LightningModule):
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
         self.gradient_limit = limit
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if not self.ends_step(batch_idx):
-            return
-        self.step_nll.zero_()
-        if self.trainer.global_step >= self.trainer.max_steps:
-            # Tells the loop to validate now, whether or not the interval ends here.
-            self.trainer.should_stop = True
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        if self.step_begins:
+            optimizer.zero_grad()
 
-    def ends_step(self, batch_idx: int) -> bool:
-        """Whether this micro-batch was the last of its global batch."""
-        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.step_ended:
+            self.step_nll.zero_()
+
+    def validation_follows(self) -> bool:
+        """Whether the loop validates after the step that has just ended."""
+        step = self.trainer.global_step
+        return step >= self.trainer.max_steps or self.data.due(step, self.data.validate_every_tokens)
 
     def progress(self) -> dict[str, int]:
         """Optimizer steps that the weights in hand have had, and the tokens of those: `step`, `tokens_seen`."""

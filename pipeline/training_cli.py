@@ -32,6 +32,7 @@ from pipeline.models import families  # noqa: F401  known to the parser by their
 from pipeline.models.base import ModelConfig
 from pipeline.optim import Optimizer
 from pipeline.schedule import Schedule
+from pipeline.step_loop import count_steps
 from pipeline.task import LanguageModelling
 from pipeline.tracking import CSVLog, Wandb
 
@@ -83,6 +84,7 @@ class TrainingCLI(LightningCLI):
                 "gradient_clip_val": 1.0,
                 "max_epochs": -1,
                 "check_val_every_n_epoch": None,
+                "val_check_interval": 1,
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 10,
                 "use_distributed_sampler": False,
@@ -145,12 +147,14 @@ class TrainingCLI(LightningCLI):
         if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
             # Lightning's own requeueing saves inside the signal handler, where ranks at different steps wait for ever.
             plugins.append(SLURMEnvironment(auto_requeue=False))
-        return super().instantiate_trainer(
+        trainer = super().instantiate_trainer(
             callbacks=[*(config.get("callbacks") or []), *own],
             logger=loggers,
             plugins=plugins,
             **kwargs,
         )
+        count_steps(trainer)
+        return trainer
 
 
 def main(arguments: list[str]) -> None:

@@ -34,11 +34,13 @@ ALLOWED = {
     "task": {
         "models", "batch", "loss", "metrics", "optim", "schedule", "data", "checkpoint", "carried_state", "scheduled_sampling",
     },
+    "step_loop": {"task"},
     "callbacks": {"callbacks", "task", "checkpoint", "metrics", "tracking", "models"},
     "evaluation": {"evaluation", "models", "checkpoint", "generation", "batch", "loss"},
     "reporting": {"reporting"},
     "training_cli": {
         "checkpoint_io", "allocator", "callbacks", "task", "data", "models", "checkpoint", "tracking", "optim", "schedule",
+        "step_loop",
     },
     "commands": {
         "allocator", "commands", "evaluation", "generation", "checkpoint", "reporting", "budget", "inspection", "interchange",

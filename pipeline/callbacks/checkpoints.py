@@ -43,12 +43,10 @@ class Checkpoints(Checkpoint):
                 leftover.unlink()  # of a save that a kill cut short
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModelling, *args: Any) -> None:
-        batch_idx = args[-1]
-        if not self.every_tokens or not pl_module.ends_step(batch_idx):
-            return
-        due = max(1, round(self.every_tokens / pl_module.data.batch_tokens))
         # Where a validation follows, the save waits for it: a resumed run would not make it up.
-        if trainer.global_step % due == 0 and not validation_follows(trainer, batch_idx):
+        if not pl_module.step_ended or pl_module.validation_follows():
+            return
+        if pl_module.data.due(trainer.global_step, self.every_tokens):
             self.save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LanguageModelling) -> None:
@@ -74,9 +72,3 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(path, weights_only=False)
             self.saved_step = trainer.global_step
         return path
-
-
-def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether the loop validates after this micro-batch."""
-    last = trainer.global_step >= trainer.max_steps
-    return last or (batch_idx + 1) % int(trainer.val_check_interval) == 0

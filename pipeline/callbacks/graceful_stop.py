@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning import Callback, Trainer
 
-from pipeline.callbacks.checkpoints import Checkpoints, validation_follows
+from pipeline.callbacks.checkpoints import Checkpoints
 from pipeline.task import LanguageModelling
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -37,8 +37,7 @@ class GracefulStop(Callback):
         self.received = signal.Signals(number)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModelling, *args: Any) -> None:
-        batch_idx = args[-1]
-        if pl_module.ends_step(batch_idx) and not validation_follows(trainer, batch_idx):
+        if pl_module.step_ended and not pl_module.validation_follows():
             self.stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LanguageModelling) -> None:

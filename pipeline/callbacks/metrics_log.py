@@ -55,7 +55,7 @@ class MetricsLog(Callback):
         now = time.perf_counter()
         self.seconds += now - (self.mark or now)
         self.mark = now
-        if pl_module.ends_step(batch_idx) and trainer.global_step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+        if pl_module.step_ended and trainer.global_step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             self.log_step(trainer, pl_module, pl_module.measure_step(batch.valid_tokens))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LanguageModelling, checkpoint: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ class StepProgress(ProgressBar):
         )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModelling, *args: Any) -> None:
-        if self.bar is None or not pl_module.ends_step(args[-1]):
+        if self.bar is None or not pl_module.step_ended:
             return
         row = self.metrics_log.latest
         if row:

@@ -120,7 +120,7 @@ def test_wandb_is_offline_without_an_account_and_never_asks(environment, mode, m
 def test_the_clock_counts_training_and_waiting_for_data_but_not_saving(monkeypatch):
     now = 0.0
     monkeypatch.setattr(metrics_log.time, "perf_counter", lambda: now)
-    clock, task = metrics_log.MetricsLog(), SimpleNamespace(ends_step=lambda batch_idx: False)
+    clock, task = metrics_log.MetricsLog(), SimpleNamespace(step_ended=False)
 
     def batch(begin: float, end: float) -> None:
         nonlocal now

@@ -108,7 +108,7 @@ class SignalAfter(Callback):
         self.step = step
 
     def on_before_zero_grad(self, trainer, pl_module, optimizer):
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and pl_module.step_begins:
             os.kill(os.getpid(), signal.SIGINT)
 
 
