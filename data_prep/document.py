@@ -5,13 +5,14 @@ Files are read and written a bounded batch at a time, so the memory in use does 
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.files import atomic_path
@@ -125,21 +126,45 @@ def files(folder: Path, source: str) -> list[Path]:
     return sorted(folder.glob(f"{source}-[0-9][0-9][0-9][0-9][0-9]*.parquet"))
 
 
-def read(folder: Path, source: str) -> Iterator[pa.RecordBatch]:
-    """The documents of one source, a row group at a time."""
+def row_groups(folder: Path, source: str) -> Iterator[tuple[pq.ParquetFile, int, range]]:
+    """The row groups of one source: the open file, the group's number in it, and which of the source's documents it holds."""
+    first = 0
     for path in files(folder, source):
         with pq.ParquetFile(path) as parquet:
             for group in range(parquet.num_row_groups):
-                yield from parquet.read_row_group(group).combine_chunks().to_batches()
+                documents = range(first, first + parquet.metadata.row_group(group).num_rows)
+                yield parquet, group, documents
+                first = documents.stop
+
+
+def read(folder: Path, source: str) -> Iterator[pa.RecordBatch]:
+    """The documents of one source, a row group at a time."""
+    for parquet, group, _ in row_groups(folder, source):
+        yield from parquet.read_row_group(group).combine_chunks().to_batches()
 
 
 def read_one(folder: Path, source: str, k: int) -> dict[str, str] | None:
     """Document `k` of one source, None where there are fewer. Reads no more than its row group."""
-    for path in files(folder, source):
-        with pq.ParquetFile(path) as parquet:
-            for group in range(parquet.num_row_groups):
-                rows = parquet.metadata.row_group(group).num_rows
-                if k < rows:
-                    return parquet.read_row_group(group).slice(k, 1).to_pylist()[0]
-                k -= rows
+    for parquet, group, documents in row_groups(folder, source):
+        if k in documents:
+            return parquet.read_row_group(group).slice(k - documents.start, 1).to_pylist()[0]
+    return None
+
+
+def read_ids(folder: Path, source: str, wanted: Collection[int]) -> dict[int, str]:
+    """The ids of these documents of one source, of those that there are. Reads no more than the ids of their row groups."""
+    found = {}
+    for parquet, group, documents in row_groups(folder, source):
+        if here := [k for k in wanted if k in documents]:
+            ids = parquet.read_row_group(group, columns=["id"]).column("id")
+            found |= {k: ids[k - documents.start].as_py() for k in here}
+    return found
+
+
+def find_id(folder: Path, source: str, id: str) -> int | None:
+    """The first document of one source that has this id, None where there is none. Reads ids alone."""
+    for parquet, group, documents in row_groups(folder, source):
+        place = pc.index(parquet.read_row_group(group, columns=["id"]).column("id"), id).as_py()
+        if place >= 0:
+            return documents.start + place
     return None

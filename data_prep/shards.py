@@ -9,7 +9,7 @@ scans nothing.
 import hashlib
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -214,6 +214,21 @@ class Manifest:
         """The tokens of a split as one sequence. Checks every file's size and header, not its checksum."""
         return TokenReader(self.folder, self.dtype, self.shards(split), self.sequences_per_document)
 
+    def ids(self, split: str, source: str, documents: Collection[int]) -> dict[int, str]:
+        """The ids of documents of one source, by their numbers in it; empty where `data_prep run` left no Parquet beside the shards."""
+        from data_prep import document  # Arrow, which training does without
+
+        return document.read_ids(self._parquet(split), source, documents)
+
+    def find_id(self, split: str, source: str, id: str) -> int | None:
+        """The number in its source of the document with this id; None where there is none, or no Parquet."""
+        from data_prep import document
+
+        return document.find_id(self._parquet(split), source, id)
+
+    def _parquet(self, split: str) -> Path:
+        return self.folder.parent / "split" / split
+
     def verify(self, split: str | None = None) -> None:
         """Check sizes, headers and checksums of one split or of all; InputError names the first damaged file."""
         for name in [split] if split else [name for name, shards in self.splits.items() if shards]:
@@ -227,11 +242,25 @@ class Manifest:
                         )
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a document stands."""
+
+    shard: Shard
+    row: int
+    """Its number in the shard."""
+    offset: int
+    """Its first token in the shard's `.bin`."""
+    start: int
+    """Its first token among all of the reader's."""
+    tokens: int
+
+
 class TokenReader:
     """The tokens of several shards as one memory-mapped sequence, and their documents."""
 
     def __init__(self, folder: Path, dtype: str, shards: tuple[Shard, ...], sequences_per_document: int = 1):
-        self.folder, self.sequences_per_document = folder, sequences_per_document
+        self.folder, self.shards, self.sequences_per_document = folder, shards, sequences_per_document
         self._maps = [map_tokens(folder / shard.file, dtype, shard, sequences_per_document) for shard in shards]
         self._index_files = [folder / f"{shard.file}.idx" for shard in shards]
         self._starts = np.cumsum([0] + [shard.tokens for shard in shards]).tolist()
@@ -270,11 +299,9 @@ class TokenReader:
 
     def sequences(self, k: int) -> list[np.ndarray]:
         """The sequences of document `k`, one or the two of a pair, each with its end-of-text token, as int64."""
-        if not 0 <= k < self.documents:
-            raise InputError(f"There is no document {k}: this split has documents 0 to {self.documents - 1}.")
-        shard = bisect_right(self._document_starts, k) - 1
+        shard, row = self._locate(k)
         lengths, offsets = self._shard_index(shard)
-        tokens, row = self._maps[shard], k - self._document_starts[shard]
+        tokens = self._maps[shard]
         begin = int(offsets[row, 0]) // tokens.itemsize
         found = []
         for length in lengths[row].tolist():
@@ -285,6 +312,33 @@ class TokenReader:
     def document(self, k: int) -> np.ndarray:
         """The ids of document `k`, its end-of-text token (a pair's two) included, as int64."""
         return np.concatenate(self.sequences(k))
+
+    def place(self, k: int) -> Place:
+        """Where document `k` stands."""
+        shard, row = self._locate(k)
+        lengths, offsets = self._shard_index(shard)
+        offset = int(offsets[row, 0]) // self._maps[shard].itemsize
+        return Place(self.shards[shard], row, offset, self._starts[shard] + offset, int(lengths[row].sum()))
+
+    def documents_of(self, start: int, length: int) -> range:
+        """The documents that the tokens `start` to `start + length` are of."""
+        if start < 0 or length < 1 or start + length > len(self):
+            raise IndexError(f"Tokens {start} to {start + length} are outside of the {len(self)} there are.")
+        return range(self._document_at(start), self._document_at(start + length - 1) + 1)
+
+    def _document_at(self, token: int) -> int:
+        shard = bisect_right(self._starts, token) - 1
+        offsets = self._shard_index(shard)[1][:, 0]
+        byte = (token - self._starts[shard]) * self._maps[shard].itemsize
+        # Not searchsorted, which copies the whole column, as it is not aligned in the file.
+        return self._document_starts[shard] + bisect_right(offsets, byte) - 1  # pyright: ignore[reportArgumentType]
+
+    def _locate(self, k: int) -> tuple[int, int]:
+        """The shard of document `k`, and its number there."""
+        if not 0 <= k < self.documents:
+            raise InputError(f"There is no document {k}: this split has documents 0 to {self.documents - 1}.")
+        shard = bisect_right(self._document_starts, k) - 1
+        return shard, k - self._document_starts[shard]
 
     def sequence_lengths(self) -> np.ndarray:
         """Ids of each sequence of each document, end-of-text included: int32 (documents, sequences_per_document)."""
@@ -341,7 +395,8 @@ def map_tokens(path: Path, dtype: str, shard: Shard, sequences_per_document: int
         header = HEADER.unpack(stream.read(HEADER.size))
     if header != (MAGIC, VERSION, CODES[dtype], sequences, shard.documents + 1):
         raise InputError(f"{index} does not start as the index of {shard.documents} documents of {dtype}: {REMAKE}.")
-    return np.memmap(path.with_name(path.name + ".bin"), dtype=dtype, mode="r")
+    # A plain array over the mapping: slices of a memmap cost ten times as much as what a window copies.
+    return np.memmap(path.with_name(path.name + ".bin"), dtype=dtype, mode="r").view(np.ndarray)
 
 
 def read_index(path: Path, sequences_per_document: int) -> tuple[np.ndarray, np.ndarray]:

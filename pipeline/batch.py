@@ -4,6 +4,7 @@ Each kind of samples turns positions in a run's order into a `Batch`; which rank
 (`pipeline.loader`).
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from data_prep.files import InputError
+from pipeline.batch_schedule import BatchSchedule
+from pipeline.mixture import Mixture
 from pipeline.models.base import NO_TOKEN
 from pipeline.order import LengthOrder, SampleOrder, StreamOrder
 
@@ -64,39 +67,136 @@ class Samples(Protocol):
     """Samples in an epoch."""
     mean_tokens: float
     """Tokens of a sample that count as trained on, averaged over an epoch."""
+    batches: BatchSchedule
+    """Which of them each step takes."""
 
     def batch(self, positions: np.ndarray, /) -> Batch:
         """The samples at these positions, all of one global batch."""
         ...
 
+    def spans(self, positions: np.ndarray, /) -> list[tuple[int, int, int]]:
+        """Where each of these samples lies: the part of the corpus (0 where there is one), its first token there, and how many
+        tokens it reads, the last target included; of pairs, the number of the pair, and 1."""
+        ...
 
-class Windows:
-    """Windows of `context` tokens, each by itself, in a shuffled order.
+    def positions(self, start: int, stop: int, /, below: int, part: int = 0) -> list[int]:
+        """The positions < `below`, in order, whose spans overlap the tokens (of pairs: the pairs) [start, stop) of a part."""
+        ...
+
+    def epochs(self, below: int, /) -> list[float]:
+        """How often each part of the corpus has been read through after so many samples of the run; 0.5: half of it once."""
+        ...
+
+
+class MixedWindows:
+    """Windows of tokens, each by itself, from the parts of a corpus by weight; each part in a shuffled order of its own.
+
+    In every phase of one context the parts are cut into windows of that context and shuffled anew.
+
+    Args:
+        parts: the tokens of each part, and a name that its order depends on.
+        mixture: of as many sources as there are parts.
+        batches: how many samples of which context a step takes.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Tokens, str]], mixture: Mixture, seed: int, batches: BatchSchedule):
+        self.parts, self.mixture, self.batches = [tokens for tokens, _ in parts], mixture, batches
+        self.phases = batches.phases
+        self.begins = [phase.position for phase in self.phases]
+        self.orders = [
+            [
+                SampleOrder(f"{name}/phase {number}" if number else name, seed, windows_in(tokens, phase.context))
+                for tokens, name in parts
+            ]
+            for number, phase in enumerate(self.phases)
+        ]
+        self.epoch = sum(windows_in(tokens, batches.context) for tokens in self.parts)
+        self.mean_tokens = float(batches.context)
+
+    def batch(self, positions: np.ndarray) -> Batch:
+        phase = self.phase_of(int(positions[0]))
+        parts, starts = self.starts(positions, phase)
+        rows = torch.from_numpy(self.gather(parts, starts, self.phases[phase].context + 1))
+        valid_tokens = self.batches.segment_at(self.batches.step_of(int(positions[0]))).batch_tokens
+        return Batch(rows[:, :-1], rows[:, 1:], torch.from_numpy(positions), valid_tokens)
+
+    def gather(self, parts: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+        """One row of tokens for each start in its part."""
+        if len(self.parts) == 1:
+            return self.parts[0].gather(starts, length)
+        rows = np.empty((len(starts), length), dtype=np.int64)
+        for part in np.unique(parts).tolist():
+            chosen = parts == part
+            rows[chosen] = self.parts[part].gather(starts[chosen], length)
+        return rows
+
+    def starts(self, positions: np.ndarray, phase: int) -> tuple[np.ndarray, np.ndarray]:
+        """The part that each sample of a phase lies in, and its first token there."""
+        parts, numbers = self.mixture.split(positions - self.begins[phase])
+        windows = np.empty_like(numbers)
+        for part in np.unique(parts).tolist():
+            chosen = parts == part
+            windows[chosen] = self.orders[phase][part].windows(numbers[chosen])
+        return parts, windows * self.phases[phase].context
+
+    def phase_of(self, position: int) -> int:
+        return bisect_right(self.begins, position) - 1
+
+    def spans(self, positions: np.ndarray) -> list[tuple[int, int, int]]:
+        found = []
+        for position in positions.tolist():
+            phase = self.phase_of(position)
+            parts, starts = self.starts(np.array([position]), phase)
+            found.append((int(parts[0]), int(starts[0]), self.phases[phase].context + 1))
+        return found
+
+    def positions(self, start: int, stop: int, below: int, part: int = 0) -> list[int]:
+        found = []
+        for phase, begin, end in zip(self.phases, self.begins, [*self.begins[1:], below], strict=True):
+            order, context = self.orders[self.phase_of(begin)][part], phase.context
+            # A window shares its last token with the next: there it is a target, here an input.
+            windows = np.arange(max(0, (start - 1) // context), min(order.samples, -(-stop // context)))
+            there = int(self.mixture.counts(max(0, min(end, below) - begin))[part])
+            found += (begin + self.mixture.positions(part, order.positions(windows, there))).tolist()
+        return sorted(found)
+
+    def epochs(self, below: int) -> list[float]:
+        passed = np.zeros(len(self.parts))
+        for orders, begin, end in zip(self.orders, self.begins, [*self.begins[1:], below], strict=True):
+            counts = self.mixture.counts(max(0, min(end, below) - begin))
+            passed += counts / [order.samples for order in orders]
+        return passed.tolist()
+
+
+class Windows(MixedWindows):
+    """The windows of `context` tokens of one corpus in a shuffled order, so many in every batch.
 
     Args:
         sequences: samples in a global batch.
     """
 
     def __init__(self, tokens: Tokens, fingerprint: str, seed: int, *, context: int, sequences: int):
-        self.tokens, self.context, self.sequences = tokens, context, sequences
-        self.epoch = (len(tokens) - 1) // context
-        self.mean_tokens = float(context)
-        self.order = SampleOrder(fingerprint, seed, self.epoch)
+        super().__init__([(tokens, fingerprint)], Mixture([1]), seed, BatchSchedule(sequences * context, context))
 
-    def batch(self, positions: np.ndarray) -> Batch:
-        starts = self.order.windows(positions) * self.context
-        tokens = torch.from_numpy(self.tokens.gather(starts, self.context + 1))
-        return Batch(tokens[:, :-1], tokens[:, 1:], torch.from_numpy(positions), self.sequences * self.context)
+
+def windows_in(tokens: Tokens, context: int) -> int:
+    """How many windows with a target for each token there are."""
+    return (len(tokens) - 1) // context
 
 
 class Streams:
-    """Rows that go on from batch to batch, for truncated back-propagation through time. Arguments as for `Windows`."""
+    """Rows that go on from batch to batch, for truncated back-propagation through time.
+
+    Args:
+        sequences: rows of a global batch.
+    """
 
     def __init__(self, tokens: Tokens, *, context: int, sequences: int):
         self.tokens, self.context, self.sequences = tokens, context, sequences
         self.order = StreamOrder(len(tokens), sequences, context)
         self.epoch = self.order.steps * sequences
         self.mean_tokens = float(context)
+        self.batches = BatchSchedule(sequences * context, context)
 
     def batch(self, positions: np.ndarray) -> Batch:
         tokens = torch.from_numpy(self.tokens.gather(self.order.starts(positions), self.context + 1))
@@ -105,6 +205,15 @@ class Streams:
             tokens[:, :-1], tokens[:, 1:], torch.from_numpy(positions), self.sequences * self.context,
             continues=not begins,
         )  # fmt: skip
+
+    def spans(self, positions: np.ndarray) -> list[tuple[int, int, int]]:
+        return [(0, start, self.context + 1) for start in self.order.starts(positions).tolist()]
+
+    def positions(self, start: int, stop: int, below: int, part: int = 0) -> list[int]:
+        return sorted(self.order.positions(start, stop, below).tolist())
+
+    def epochs(self, below: int) -> list[float]:
+        return [below / self.epoch]
 
 
 class Pairs:
@@ -121,6 +230,7 @@ class Pairs:
         labels: Sequence[Sequence[int]] | None = None,
     ):  # fmt: skip
         self.pairs, self.sequences, self.start = pairs, sequences, start
+        self.batches = BatchSchedule(sequences * context, context)
         self.classes = class_numbers(labels)
         lengths = pairs.pair_lengths().astype(np.int64)
         self.kept = np.flatnonzero(lengths.max(1) <= context)
@@ -144,6 +254,17 @@ class Pairs:
         chosen, valid_tokens = self.global_batch(step)
         pairs = self.pairs.gather_pairs(chosen[rows])
         return pair_batch(pairs, positions, valid_tokens, start=self.start, classes=self.classes)
+
+    def spans(self, positions: np.ndarray) -> list[tuple[int, int, int]]:
+        steps, rows = np.divmod(positions, self.sequences)
+        return [(0, int(self.global_batch(step)[0][row]), 1) for step, row in zip(steps.tolist(), rows, strict=True)]
+
+    def positions(self, start: int, stop: int, below: int, part: int = 0) -> list[int]:
+        rows = np.flatnonzero((self.kept >= start) & (self.kept < stop))
+        return sorted(self.order.positions(rows, below, self.cost).tolist())
+
+    def epochs(self, below: int) -> list[float]:
+        return [below / self.epoch]
 
 
 def class_numbers(labels: Sequence[Sequence[int]] | None) -> dict[tuple[int, ...], int] | None:

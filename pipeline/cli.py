@@ -17,10 +17,12 @@ COMMANDS = {
     "evaluate": "zero- and few-shot tasks through lm-evaluation-harness",
     "generate": "continue a prompt",
     "translate": "a file through an encoder-decoder, line by line, with BLEU and chrF",
-    "inspect": "attention maps, gradient flow, loss by position, as pages",
+    "inspect": "attention maps, gradient flow, loss by position, as pages; which documents a step read",
     "import": "a Hugging Face folder into a run directory",
     "export": "a run into a Hugging Face folder",
     "report": "one HTML page on every run of a folder",
+    "checkpoint": "verify one, cut it for other ranks, or take its weights out as one file",
+    "verify-resume": "prove on your own configuration that a killed run goes on exactly, on any number of ranks",
 }
 
 
@@ -48,18 +50,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_command(verb: str, arguments: list[str]) -> int:
-    module = f"{verb}_" if keyword.iskeyword(verb) else verb
+    module = f"{verb}_" if keyword.iskeyword(verb) else verb.replace("-", "_")
     command = import_module(f"pipeline.commands.{module}")
     parser = argparse.ArgumentParser(
         prog=f"python -m pipeline {verb}", description=f"{COMMANDS[verb][0].upper()}{COMMANDS[verb][1:]}."
     )
     command.add_arguments(parser)
-    return command.run(parser.parse_args(arguments))
+    if not getattr(command, "PASSES_OPTIONS_ON", False):
+        return command.run(parser.parse_args(arguments))
+    known, others = parser.parse_known_args(arguments)
+    return command.run(known, others)
 
 
 def usage() -> str:
     lines = ["usage: python -m pipeline VERB [options]", "", "Train, judge and report language models.", ""]
-    lines += [f"  {verb:10s} {what}" for verb, what in (TRAINING | COMMANDS).items()]
+    lines += [f"  {verb:14s} {what}" for verb, what in (TRAINING | COMMANDS).items()]
     lines += ["", "`python -m pipeline VERB --help` explains a verb's options. Data comes from `python -m data_prep`."]
     return "\n".join(lines)
 

@@ -3,8 +3,12 @@
 A loader yields the micro-batches of one rank; the global batch of a step is the same whatever the number of ranks.
 """
 
+import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,40 +16,82 @@ import torch
 from pipeline.batch import Batch, PairReader, Samples, Tokens, class_numbers, pair_batch
 from pipeline.models.base import NO_TOKEN
 
+Item = TypeVar("Item")
+
 
 class TrainingLoader:
     """Micro-batches of one rank for a whole run; its position is one integer that every rank shares.
 
-    The global batch of step s is the samples [s x sequences, (s+1) x sequences) of the order, whatever the number of ranks;
-    ranks and micro-batches only divide it. Iterating goes on from `consumed`, which is saved with the run.
+    Which samples the global batch of a step is, `samples.batches` says, whatever the number of ranks; ranks and micro-batches
+    only divide it. Iterating goes on from `consumed`, which is saved with the run.
 
     Args:
         steps: optimizer steps in the whole run.
-        sequences: in a global batch; divisible by `micro_batch` x `ranks`.
+        micro_batch: sequences at a time, where they have their longest context; of shorter ones as many as have the same tokens.
+            Times `ranks`, they must divide every global batch.
+        prefetch: micro-batches that a thread makes before they are asked for; with 0 there is no thread.
     """
 
-    def __init__(self, samples: Samples, *, steps: int, sequences: int, micro_batch: int, rank: int, ranks: int):
-        self.samples = samples
-        self.sequences, self.micro_batch, self.rank, self.ranks = sequences, micro_batch, rank, ranks
-        self.total = steps * sequences
+    def __init__(self, samples: Samples, *, steps: int, micro_batch: int, rank: int, ranks: int, prefetch: int = 0):
+        self.samples, self.prefetch = samples, prefetch
+        self.steps, self.micro_batch, self.rank, self.ranks = steps, micro_batch, rank, ranks
         self.consumed = 0
+        self.waited = 0.0
+        """Seconds for which whoever iterates has waited for batches."""
 
     def __len__(self) -> int:
-        return self.total // (self.micro_batch * self.ranks)
+        batches = self.samples.batches
+        return batches.tokens_at(self.steps) // (self.micro_batch * batches.context * self.ranks)
 
     def __iter__(self) -> Iterator[Batch]:
-        while self.consumed < self.total:
-            first = self.consumed + self.rank * self.micro_batch
-            # Counted before it is handed out: a checkpoint taken while the batch is in use must not repeat it.
-            self.consumed += self.micro_batch * self.ranks
-            batch = self.samples.batch(np.arange(first, first + self.micro_batch))
-            yield batch._replace(ends_step=self.consumed % self.sequences == 0)
+        batches = ahead(self.batches(self.consumed), self.prefetch)
+        while True:
+            asked = time.perf_counter()
+            item = next(batches, None)
+            self.waited += time.perf_counter() - asked
+            if item is None:
+                return
+            # Counted when it is handed out: a checkpoint taken while the batch is in use must not repeat it, nor leave out
+            # what was only made ahead.
+            batch, self.consumed = item
+            yield batch
+
+    def batches(self, consumed: int) -> Iterator[tuple[Batch, int]]:
+        """The micro-batches of this rank from a position on, each with the position that follows it."""
+        batches = self.samples.batches
+        for step in range(batches.step_of(consumed), self.steps):
+            sequences = self.micro_batch * (batches.context // batches.segment_at(step).context)
+            end = batches.position_at(step + 1)
+            while consumed < end:
+                first = consumed + self.rank * sequences
+                consumed += sequences * self.ranks
+                batch = self.samples.batch(np.arange(first, first + sequences))
+                yield batch._replace(ends_step=consumed == end), consumed
 
     def state_dict(self) -> dict[str, int]:
         return {"consumed": self.consumed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.consumed = state["consumed"]
+
+
+def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
+    """The same items in their order, up to `count` of them made by a thread before they are asked for.
+
+    What fails in the thread is raised where its item would have come. The thread ends with the iteration, however that ends.
+    """
+    if count == 0:
+        yield from items
+        return
+    end = object()
+    thread = ThreadPoolExecutor(1, "prefetch")
+    try:
+        made = deque(thread.submit(next, items, end) for _ in range(count))
+        while (item := made.popleft().result()) is not end:
+            made.append(thread.submit(next, items, end))
+            yield item  # pyright: ignore[reportReturnType]
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 class EvaluationLoader(ABC):

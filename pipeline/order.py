@@ -7,11 +7,16 @@ row b of the batch before ended.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 ROUNDS = 8
+
+BLOCK = 4096
+"""Positions that are permuted together, as a micro-batch's few cost nearly as much by themselves."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,13 @@ class SampleOrder:
     def windows(self, positions: np.ndarray) -> np.ndarray:
         """The window (0 <= w < samples) of each sample position k >= 0; epoch e holds the positions [e x samples, (e+1) x samples)."""
         positions = np.asarray(positions, dtype=np.int64)
+        size = min(BLOCK, self.samples)  # A block of several small epochs would have as many keys.
+        blocks = positions // size
+        if blocks.size and (blocks == blocks[0]).all():
+            return block_of_windows(self, int(blocks[0]), size)[positions % size]
+        return self._permuted(positions)
+
+    def _permuted(self, positions: np.ndarray) -> np.ndarray:
         epochs = positions // self.samples
         result = np.empty_like(positions)
         for epoch in np.unique(epochs):
@@ -42,8 +54,22 @@ class SampleOrder:
             result[chosen] = permute(positions[chosen] % self.samples, self.samples, self._keys(int(epoch)))
         return result
 
+    def positions(self, windows: np.ndarray, below: int) -> np.ndarray:
+        """Every position < `below` at which one of these windows stands, epoch by epoch: the inverse of `windows`."""
+        windows = np.asarray(windows, dtype=np.int64)
+        epochs = range(-(-below // self.samples)) if len(windows) else ()
+        found = [epoch * self.samples + invert(windows, self.samples, self._keys(epoch)) for epoch in epochs]
+        result = np.concatenate([np.empty(0, np.int64), *found])
+        return result[result < below]
+
     def _keys(self, epoch: int) -> np.ndarray:
         return round_keys(f"{self.fingerprint}/{self.seed}/{epoch}")
+
+
+@lru_cache(maxsize=64)
+def block_of_windows(order: SampleOrder, block: int, size: int) -> np.ndarray:
+    """`order.windows` of the positions [block x size, (block + 1) x size)."""
+    return order._permuted(np.arange(block * size, (block + 1) * size))
 
 
 @dataclass(frozen=True)
@@ -66,12 +92,32 @@ class LengthOrder:
     def samples(self, step: int, lengths: np.ndarray) -> np.ndarray:
         """The samples of global batch `step`, the shortest first, given the length of every sample."""
         pool, place = divmod(step, self.pool)
-        size = self.pool * self.sequences
-        samples = self.shuffled.windows(np.arange(pool * size, (pool + 1) * size))
-        samples = samples[np.argsort(lengths[samples], kind="stable")]
-        keys = round_keys(f"{self.shuffled.fingerprint}/{self.shuffled.seed}/pool {pool}")
-        batch = int(permute(np.array([place]), self.pool, keys)[0])
+        samples = self._sorted(pool, lengths)[1]
+        batch = int(permute(np.array([place]), self.pool, self._keys(pool))[0])
         return samples[batch * self.sequences : (batch + 1) * self.sequences]
+
+    def positions(self, samples: np.ndarray, below: int, lengths: np.ndarray) -> np.ndarray:
+        """Every position (step x sequences + row) < `below` at which one of these samples stands, given all lengths."""
+        size = self.pool * self.sequences
+        shuffled = self.shuffled.positions(samples, -(-below // size) * size)
+        found = [np.empty(0, np.int64)]
+        for pool in np.unique(shuffled // size).tolist():
+            places = np.flatnonzero(np.isin(self._sorted(pool, lengths)[0], shuffled))
+            steps = pool * self.pool + invert(places // self.sequences, self.pool, self._keys(pool))
+            found.append(steps * self.sequences + places % self.sequences)
+        result = np.concatenate(found)
+        return result[result < below]
+
+    def _sorted(self, pool: int, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A pool by length: where in the shuffled order each place of it comes from, and the sample there."""
+        size = self.pool * self.sequences
+        shuffled = np.arange(pool * size, (pool + 1) * size)
+        samples = self.shuffled.windows(shuffled)
+        by_length = np.argsort(lengths[samples], kind="stable")
+        return shuffled[by_length], samples[by_length]
+
+    def _keys(self, pool: int) -> np.ndarray:
+        return round_keys(f"{self.shuffled.fingerprint}/{self.shuffled.seed}/pool {pool}")
 
 
 @dataclass(frozen=True)
@@ -103,6 +149,17 @@ class StreamOrder:
         steps, rows = np.divmod(np.asarray(positions, dtype=np.int64), self.rows)
         return rows * self.length + steps % self.steps * self.context
 
+    def positions(self, start: int, stop: int, below: int) -> np.ndarray:
+        """Every position < `below` whose sample reads, or predicts, one of the tokens [start, stop)."""
+        found = [np.empty(0, np.int64)]
+        for row in range(start // self.length, min(self.rows, -(-stop // self.length))):
+            begin, end = start - row * self.length, stop - row * self.length
+            chunks = np.arange(max(0, (begin - 1) // self.context), min(self.steps, -(-end // self.context)))
+            epochs = np.arange(-(-below // (self.steps * self.rows)))
+            found.append(((epochs[:, None] * self.steps + chunks) * self.rows + row).ravel())
+        result = np.concatenate(found)
+        return result[result < below]
+
     def begins(self, step: int) -> bool:
         """Whether the streams begin at this step: an epoch's first."""
         return step % self.steps == 0
@@ -115,13 +172,33 @@ def round_keys(name: str) -> np.ndarray:
 
 def permute(indices: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
     """Apply the permutation of [0, size) that `keys` (uint64, one a round) name to each index; int64 in, int64 out."""
+    return _walk(indices, size, lambda values, half: _feistel(values, half, keys))
+
+
+def invert(indices: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+    """The inverse of `permute`."""
+
+    def backwards(values: np.ndarray, half: int) -> np.ndarray:
+        # A Feistel network with its halves exchanged and its keys in reverse undoes itself.
+        return _exchanged(_feistel(_exchanged(values, half), half, keys[::-1]), half)
+
+    return _walk(indices, size, backwards)
+
+
+def _walk(indices: np.ndarray, size: int, network: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
+    """Apply a permutation of more than `size` values until each value is below `size`."""
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     values = np.asarray(indices).astype(np.uint64)
     outside = np.ones(values.shape, dtype=bool)
     while outside.any():
-        values[outside] = _feistel(values[outside], half, keys)
+        values[outside] = network(values[outside], half)
         outside = values >= size
     return values.astype(np.int64)
+
+
+def _exchanged(values: np.ndarray, half: int) -> np.ndarray:
+    shift = np.uint64(half)
+    return (values & np.uint64((1 << half) - 1)) << shift | values >> shift
 
 
 def _feistel(values: np.ndarray, half: int, keys: np.ndarray) -> np.ndarray:

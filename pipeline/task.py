@@ -1,6 +1,7 @@
 """Language modelling as a LightningModule: batch -> loss -> step. Every family of models trains through this one definition."""
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ from torch import Tensor
 
 from data_prep.files import InputError
 from pipeline import metrics
+from pipeline.averaging import AveragedWeights, share_of_step
 from pipeline.batch import Batch
 from pipeline.carried_state import CarriedState
 from pipeline.checkpoint import RECORD_KEY, describe_model, load_pretrained, refuse_other_run
 from pipeline.data import TokenDataModule
-from pipeline.loss import smoothed, token_nll
+from pipeline.layers.head import Scores, Targets
+from pipeline.master_weights import MasterWeights
 from pipeline.models.base import NO_TOKEN, EncoderDecoder, LanguageModel, ModelConfig
+from pipeline.norms import clip_gradients
 from pipeline.optim import AdamW, Optimizer
 from pipeline.schedule import CosineSchedule, Schedule
 from pipeline.scheduled_sampling import mix_inputs
@@ -31,9 +35,16 @@ class LanguageModelling(LightningModule):
         optimizer: What moves the weights.
         schedule: How its learning rate goes with the tokens seen.
         label_smoothing: Share of the target that is spread over the vocabulary; the losses logged are without it.
+        z_loss: Coefficient of log(Z)^2, Z the softmax's normaliser, in the loss that is lowered (1e-4 in Chowdhery et al. 2022,
+            section 5); the losses logged are without it.
         scheduled_sampling: Of an encoder-decoder: share of the decoder's inputs that are its own at the end of the run; it grows
             linearly from 0 (Bengio et al. 2015).
         pretrained: Run directory whose weights to begin with; a classifier takes them for its body.
+        compile: Compile the model with torch.compile, for speed; the first step of each shape waits for the compiler.
+        checkpoint_blocks: Activation checkpointing: of every so many blocks the last is run again in the backward pass rather than
+            kept, which takes less memory and more time; 1: all blocks, 0: none.
+        ema_half_life_tokens: Keep a moving average of the weights too, which forgets half in so many tokens; none when not given.
+        noise_scale: Measure the gradient noise scale (McCandlish et al. 2018) and log it as train/noise_scale, in tokens.
     """
 
     def __init__(
@@ -42,25 +53,51 @@ class LanguageModelling(LightningModule):
         optimizer: Optimizer = AdamW(),  # noqa: B008  frozen
         schedule: Schedule = CosineSchedule(),  # noqa: B008  frozen
         label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
         scheduled_sampling: float = 0.0,
         pretrained: str | None = None,
+        compile: bool = False,
+        checkpoint_blocks: int = 0,
+        ema_half_life_tokens: int | None = None,
+        noise_scale: bool = False,
     ):
         super().__init__()
         for name, value in (("label_smoothing", label_smoothing), ("scheduled_sampling", scheduled_sampling)):
             if not 0 <= value < 1:
                 raise ValueError(f"model.{name} is {value}: it must lie in [0, 1)")
+        if z_loss < 0:
+            raise ValueError(f"model.z_loss is {z_loss}: it must not be negative")
+        if checkpoint_blocks < 0:
+            raise ValueError(f"model.checkpoint_blocks is {checkpoint_blocks}: it must not be negative")
+        if ema_half_life_tokens is not None and ema_half_life_tokens < 1:
+            raise ValueError(f"model.ema_half_life_tokens is {ema_half_life_tokens}: it must be at least 1, or null")
         self.architecture, self.optimizer, self.schedule = architecture, optimizer, schedule
-        self.label_smoothing, self.scheduled_sampling, self.pretrained = label_smoothing, scheduled_sampling, pretrained
+        self.ema_half_life_tokens, self.noise_scale = ema_half_life_tokens, noise_scale
+        self.label_smoothing, self.z_loss = label_smoothing, z_loss
+        self.scheduled_sampling, self.pretrained = scheduled_sampling, pretrained
+        self.compiled, self.checkpoint_blocks = compile, checkpoint_blocks
         self.loaded: dict[str, Any] = {"step": 0, "tokens_seen": 0}
         self.step_ended = True
         """Whether the micro-batch in hand, or the last one, is the last of its global batch."""
         self.carried: CarriedState | None = None
+        self.masters: MasterWeights | None = None
+        """The optimizer, where the model's own weights are of half precision and the strategy keeps no better ones."""
+        self.averaged: AveragedWeights | None = None
+        """The moving average of the weights, in training that keeps one."""
+        self.gradient_norms: tuple[list[str], Tensor] | None = None
+        """Of the last step, before clipping: the norm of each parameter's gradient; None where the strategy clips."""
         self.evaluation: dict[str, Any] = {}
         """Of the last pass over an evaluation split: loss, perplexity, bits per byte, accuracy, loss by position."""
 
     @property
     def data(self) -> TokenDataModule:
         return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+
+    @cached_property
+    def outline(self) -> LanguageModel:
+        """The model as shapes without numbers, whole even where each rank has but a part of it."""
+        with torch.device("meta"):
+            return self.architecture.build()
 
     def configure_model(self) -> None:
         """Build the model where the strategy wants it; called once before each use of the Trainer."""
@@ -70,8 +107,20 @@ class LanguageModelling(LightningModule):
         self.refuse_unfit_data()
         if self.pretrained and self.trainer.state.fn == "fit":
             load_pretrained(self.model, self.pretrained, tokenizer=self.data.manifest.tokenizer)
+        if self.trainer.strategy.partitioned:  # pyright: ignore[reportAttributeAccessIssue]
+            self.model.keep_graph()
+        if self.checkpoint_blocks:
+            try:
+                self.model.recompute_blocks(self.checkpoint_blocks)
+            except ValueError as error:
+                raise InputError(f"model.{error}") from error
+        if self.compiled:
+            # In place, and the model alone: strategies wrap this module and hook into those below.
+            self.model.compile()
 
     def setup(self, stage: str) -> None:
+        if stage == "fit" and self.ema_half_life_tokens:
+            self.averaged = AveragedWeights(self.trainer.strategy.local_state)  # pyright: ignore[reportAttributeAccessIssue]
         shards, model = self.data.manifest.vocab_size, self.architecture.vocab_size
         if shards != model:
             raise InputError(
@@ -113,8 +162,12 @@ class LanguageModelling(LightningModule):
                 f"model.scheduled_sampling is for encoder-decoders, the model is a {family}: leave it at 0"
             )
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer.build(self)
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer.build(self)
+        if self.trainer.strategy.keeps_master_weights or all(p.dtype == torch.float32 for p in self.parameters()):  # pyright: ignore[reportAttributeAccessIssue]
+            return optimizer
+        self.masters = MasterWeights(optimizer)
+        return self.masters
 
     # -- training
 
@@ -131,7 +184,7 @@ class LanguageModelling(LightningModule):
         torch.manual_seed(hash((self.data.seed, int(batch.samples_B[0]))))
         rate = self.learning_rate(self.trainer.global_step)
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
 
     def learning_rate(self, step: int) -> float:
         """The rate of the optimizer step that follows `step` others; warm-up starts above 0."""
@@ -145,15 +198,14 @@ class LanguageModelling(LightningModule):
             assert batch.source_BS is not None
             share = self.scheduled_sampling * self.trainer.global_step / max(1, self.data.steps - 1)
             tokens_BT = mix_inputs(self.model, tokens_BT, batch.source_BS, share)
-        logits_BTV, state = self.model(tokens_BT, self.state_before(batch, self.carried))
+        targets = Targets(batch.targets_BT, self.label_smoothing, self.z_loss)
+        scores, state = self.model(tokens_BT, self.state_before(batch, self.carried), targets)
         if self.carried:
             self.carried.write(self.rows_of(batch), state)
-        nll_BT = token_nll(logits_BTV, batch.targets_BT)
-        self.step_nll += nll_BT.detach().sum()
-        loss = smoothed(nll_BT, logits_BTV, batch.targets_BT, self.label_smoothing).sum()
+        self.step_nll += scores.nll_BT.sum()
         # Sum, not mean: micro-batches may hold different numbers of valid tokens. The strategies average over the ranks,
         # so their number is multiplied back.
-        return loss / batch.valid_tokens * self.trainer.world_size
+        return scores.loss / batch.valid_tokens * self.trainer.world_size
 
     def state_before(self, batch: Batch, carried: CarriedState | None) -> Any:
         """What the model has read before this batch: a source, the stream so far, or nothing."""
@@ -166,14 +218,37 @@ class LanguageModelling(LightningModule):
         """The row of the global batch that each row of a micro-batch is."""
         return batch.samples_B % self.data.sequences
 
+    def on_after_backward(self) -> None:
+        if self.masters:
+            self.masters.take_gradients()
+
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         limit = gradient_clip_val if gradient_clip_val else math.inf
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
         self.gradient_limit = limit
+        if self.trainer.strategy.clips_gradients:  # pyright: ignore[reportAttributeAccessIssue]
+            return  # It clips on its own, and knows the norm afterwards.
+        parameters = self.with_gradients()
+        norms_P = clip_gradients(parameters.values(), limit)
+        self.gradient_norms, self.gradient_norm = ([*parameters], norms_P), torch.linalg.vector_norm(norms_P)
+
+    def with_gradients(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters, or their masters, that have a gradient now, by their names in the model."""
+        named: dict[str, Any] = dict(self.model.named_parameters())
+        if self.masters:
+            named = {name: self.masters.master_of(parameter) for name, parameter in named.items()}
+        return {name: parameter for name, parameter in named.items() if parameter.grad is not None}
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         if self.step_begins:
             optimizer.zero_grad()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # With the step itself, before anything that follows it looks at the average or saves it.
+        if self.averaged and self.ema_half_life_tokens and self.step_ended:
+            done = self.trainer.global_step  # without this step
+            before, after = self.data.tokens_at(done), self.data.tokens_at(done + 1)
+            self.averaged.update(share_of_step(before, after, self.ema_half_life_tokens))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.step_ended:
@@ -194,7 +269,8 @@ class LanguageModelling(LightningModule):
     def measure_step(self, valid_tokens: int) -> dict[str, float]:
         """Loss (nats per token of the global batch), gradient norms and learning rate of the step that has just ended."""
         loss = float(self.trainer.strategy.reduce(self.step_nll.clone(), reduce_op="sum")) / valid_tokens
-        norm = float(self.gradient_norm)
+        strategy = self.trainer.strategy
+        norm = strategy.gradient_norm if strategy.clips_gradients else float(self.gradient_norm)  # pyright: ignore[reportAttributeAccessIssue]
         return {
             "train/loss": loss,
             "train/perplexity": metrics.perplexity(loss),
@@ -236,7 +312,7 @@ class LanguageModelling(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Each sequence's number and the loss of each of its tokens in nats: samples_B, nll_BT (nan where there is no target)."""
-        nll_BT = token_nll(self.evaluation_logits(batch), batch.targets_BT)
+        nll_BT = self.evaluation_scores(batch).nll_BT
         return batch.samples_B, nll_BT.masked_fill(batch.targets_BT == NO_TOKEN, math.nan)
 
     def begin_evaluation(self) -> None:
@@ -249,20 +325,21 @@ class LanguageModelling(LightningModule):
         )
         self.bytes_V = torch.from_numpy(texts).to(self.device)
 
-    def evaluation_logits(self, batch: Batch) -> Tensor:
-        """logits_BTV of a batch; where it goes on from the one before, so does the state."""
+    def evaluation_scores(self, batch: Batch) -> Scores:
+        """What the model says of a batch; where it goes on from the one before, so does the state."""
         state = self.evaluation_state if batch.continues else self.state_before(batch, None)
-        logits_BTV, self.evaluation_state = self.model(batch.tokens_BT, state)
-        return logits_BTV
+        scores, self.evaluation_state = self.model(batch.tokens_BT, state, Targets(batch.targets_BT))
+        return scores
 
     def evaluate_batch(self, batch: Batch) -> None:
-        logits_BTV, targets_BT = self.evaluation_logits(batch), batch.targets_BT
+        scores, targets_BT = self.evaluation_scores(batch), batch.targets_BT
+        assert scores.right_BT is not None
         valid_BT = targets_BT != NO_TOKEN
         for name, value_BT in (
-            ("nll", token_nll(logits_BTV, targets_BT)),
+            ("nll", scores.nll_BT),
             ("tokens", valid_BT),
             ("bytes", self.bytes_V[targets_BT.clamp(min=0)] * valid_BT),
-            ("right", logits_BTV.argmax(-1) == targets_BT),
+            ("right", scores.right_BT),
         ):
             # A stream's batch is several contexts long; its positions are not told apart below.
             for part_BT in value_BT.split(self.data.context, dim=1):
@@ -291,6 +368,8 @@ class LanguageModelling(LightningModule):
             "format": 1,
             "model": describe_model(self.architecture),
             "data": self.data.identity(),
+            "batches": self.data.batches.history(),
+            "order_since": self.data.order_since,
             **self.progress(),
         }
         if self.carried:
@@ -301,6 +380,16 @@ class LanguageModelling(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         refuse_other_run(
             checkpoint.get(RECORD_KEY), model=describe_model(self.architecture), data=self.data.identity(),
-            training=self.trainer.state.fn == "fit",
+            training=self.trainer.state.fn == "fit", allowed=self.data.allow_changes,
         )  # fmt: skip
         self.loaded = checkpoint[RECORD_KEY]
+        if self.trainer.state.fn == "fit":
+            self.data.go_on_from(self.loaded)
+            self.count_batches(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"])
+
+    def count_batches(self, progress: dict[str, Any]) -> None:
+        """Lightning's count of micro-batches, as this number of ranks and this micro-batch would have it."""
+        done = self.data.batches_before(self.loaded["step"])
+        for counts in (progress["total"], progress["current"]):
+            unfinished = counts["ready"] - counts["completed"]
+            counts |= {"ready": done, "started": done, "processed": done, "completed": done - unfinished}

@@ -2,9 +2,12 @@
 
 import difflib
 import logging
+import os
 import re
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,20 +17,26 @@ from jsonargparse import set_parsing_settings
 from lightning import Trainer
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
 
 from data_prep.files import InputError
 from pipeline.allocator import keep_freed_memory
 from pipeline.callbacks.checkpoints import Checkpoints
+from pipeline.callbacks.gauges import LayerNorms, MemoryByRank
 from pipeline.callbacks.graceful_stop import GracefulStop
 from pipeline.callbacks.metrics_log import MetricsLog
+from pipeline.callbacks.noise_scale import NoiseScaleOfTraining
 from pipeline.callbacks.predictions import TokenLosses
 from pipeline.callbacks.progress import StepProgress
 from pipeline.callbacks.run_record import RunRecord
+from pipeline.callbacks.step_times import StepTimes
 from pipeline.checkpoint import find_checkpoint
-from pipeline.checkpoint_io import WholeFileCheckpointIO
 from pipeline.data import TokenDataModule
+from pipeline.distributed import DDP, SingleDevice, ZeRO
+from pipeline.distributed.sharded_state import ShardedState
 from pipeline.models import families  # noqa: F401  known to the parser by their short names
 from pipeline.models.base import ModelConfig
 from pipeline.optim import Optimizer
@@ -44,6 +53,14 @@ def default_precision() -> str:
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "32-true"
+
+
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "single": SingleDevice,
+    "ddp": DDP,
+    **{f"zero{stage}": partial(ZeRO, stage) for stage in (1, 2, 3)},
+    **{f"deepspeed_stage_{stage}": partial(ZeRO, stage) for stage in (1, 2, 3)},
+}
 
 
 class OneSentenceParser(LightningArgumentParser):
@@ -64,6 +81,59 @@ class OneSentenceParser(LightningArgumentParser):
         options = {option.lstrip("-") for parser in parsers for option in parser._option_string_actions}
         near = difflib.get_close_matches(unknown[1], sorted(options), n=3)
         return f" (near it: {', '.join(near)}; all: --help)" if near else " (all options: --help)"
+
+
+def choose_strategy(strategy: Strategy | str, devices: Any, nodes: int, accelerator: Any) -> Strategy:
+    """This project's strategy for what the Trainer was told; its names for others' strategies mean ours.
+
+    Raises:
+        InputError: a name that is not known.
+    """
+    if isinstance(strategy, str) and strategy == "auto":
+        cuda = torch.cuda.is_available() and accelerator not in ("cpu", CPUAccelerator)
+        several = nodes > 1 or count_devices(devices, cuda) > 1
+        strategy = DDP() if several else SingleDevice(first_device(devices) if cuda else "cpu")
+    elif isinstance(strategy, str):
+        if strategy not in STRATEGIES:
+            raise InputError(
+                f"trainer.strategy is {strategy}: it must be auto, {', '.join(STRATEGIES)}, or a class_path as in configs/strategy/"
+            )
+        strategy = STRATEGIES[strategy]()
+    if not isinstance(strategy, ShardedState):
+        raise InputError(
+            f"trainer.strategy is {type(strategy).__name__}, whose checkpoints are tied to it: take one of configs/strategy/"
+        )
+    return strategy
+
+
+def layout_given(devices: Any, nodes: int) -> tuple[Any, int]:
+    """Processes a node and nodes: as the Trainer is told or, where it is told nothing, as torchrun or srun has started them."""
+    given = (devices, nodes)
+    if given != ("auto", 1):
+        return given
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return local, int(os.environ["WORLD_SIZE"]) // local
+    tasks = os.environ.get("SLURM_NTASKS_PER_NODE", "")
+    if SLURMEnvironment.detect() and tasks.isdigit():
+        return int(tasks), int(os.environ.get("SLURM_NNODES", 1))
+    return given
+
+
+def count_devices(devices: Any, cuda: bool) -> int:
+    """Processes on this node that trainer.devices asks for."""
+    if isinstance(devices, list | tuple):
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return torch.cuda.device_count() if cuda else 1
+    return len(str(devices).split(",")) if "," in str(devices) else int(devices)
+
+
+def first_device(devices: Any) -> str:
+    """The GPU of a run on one."""
+    if isinstance(devices, list | tuple):
+        return f"cuda:{devices[0]}"
+    return f"cuda:{str(devices).split(',')[0]}" if "," in str(devices) else "cuda:0"
 
 
 class TrainingCLI(LightningCLI):
@@ -134,23 +204,28 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
         run = Path(config["default_root_dir"])
-        clock = MetricsLog()
+        gauges = [NoiseScaleOfTraining(), StepTimes(), LayerNorms(), MemoryByRank()]
+        clock = MetricsLog(gauges)
         checkpoints = self._get(self.config_init, "checkpoint")
-        own = [clock, GracefulStop(checkpoints), TokenLosses()]
+        own = [*gauges, clock, GracefulStop(checkpoints), TokenLosses()]
         if config.get("enable_progress_bar") is not False:
             own.append(StepProgress(clock))
         tracker = self._get(self.config_init, "wandb").logger(run) if self.subcommand == "fit" else None
         chosen = config.get("logger")
         more = [chosen] if isinstance(chosen, Logger) else chosen if isinstance(chosen, list) else []
         loggers = [CSVLog(run), *([tracker] if tracker else []), *more]
-        plugins = [*(config.get("plugins") or []), WholeFileCheckpointIO()]
+        plugins = [*(config.get("plugins") or [])]
         if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
             # Lightning's own requeueing saves inside the signal handler, where ranks at different steps wait for ever.
             plugins.append(SLURMEnvironment(auto_requeue=False))
+        devices, nodes = layout_given(config["devices"], config["num_nodes"])
         trainer = super().instantiate_trainer(
             callbacks=[*(config.get("callbacks") or []), *own],
             logger=loggers,
             plugins=plugins,
+            strategy=choose_strategy(config["strategy"], devices, nodes, config["accelerator"]),
+            devices=devices,
+            num_nodes=nodes,
             **kwargs,
         )
         count_steps(trainer)
@@ -166,6 +241,6 @@ def main(arguments: list[str]) -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     warnings.filterwarnings(
         "ignore",
-        message=r".*(LeafSpec|`srun` command is available|smaller than the logging interval|does not have many workers|weights_only).*",
+        message=r".*(LeafSpec|`srun` command is available|smaller than the logging interval|does not have many workers|weights_only|torch\.distributed|handles gradient clipping).*",
     )
     TrainingCLI()

@@ -8,6 +8,7 @@ import yaml
 
 from data_prep.cli import main as data_prep
 from pipeline.checkpoint import build_config, build_model
+from pipeline.distributed import ZeRO
 
 ROOT = Path(__file__).parent.parent
 MODELS = sorted((ROOT / "configs").glob("model/*.yaml"))
@@ -52,6 +53,7 @@ def test_the_demo_models_are_of_like_size_and_fit_their_shards(path, capsys):
 RUNS = sorted((ROOT / "configs").glob("run/*.yaml"))
 OF_RUN = {
     "python": lambda family: not family.startswith("seq2seq") and family != "classifier",
+    "python_mixture": lambda family: not family.startswith("seq2seq") and family != "classifier",
     "translation": lambda family: family.startswith("seq2seq"),
     "phonemes": lambda family: family.startswith("seq2seq"),
     "sentiment": lambda family: family == "classifier",
@@ -101,6 +103,23 @@ def test_the_lectures_compare_models_of_like_size(name, capsys):
         model = build_model(config["model"]["architecture"])
     assert 1.5e6 < model.parameter_counts()["total"] < 1.75e6
     assert config["trainer"]["default_root_dir"] == f"runs/lectures/{name}"
+
+
+STRATEGIES = sorted((ROOT / "configs").glob("strategy/*.yaml"))
+
+
+@pytest.mark.parametrize("path", STRATEGIES, ids=lambda path: path.stem)
+def test_a_strategy_preset_goes_with_a_run_and_is_what_its_name_says(path, capsys):
+    chosen = resolved(capsys, DEMO[0], path)["trainer"]["strategy"]
+    kind, _, where = path.stem.partition("_")
+    if not kind.startswith("zero"):
+        assert chosen == kind
+        return
+    settings, device = chosen["init_args"], {"": None, "offload": "cpu", "nvme": "nvme"}[where]
+    assert (chosen["class_path"], settings["stage"]) == ("pipeline.distributed.ZeRO", int(kind[-1]))
+    assert settings["offload_optimizer"] == device
+    assert settings["offload_parameters"] == (device if settings["stage"] == 3 else None)
+    ZeRO(**settings)
 
 
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)

@@ -38,16 +38,16 @@ class GracefulStop(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModelling, *args: Any) -> None:
         if pl_module.step_ended and not pl_module.validation_follows():
-            self.stop_if_asked(trainer)
+            self.stop_if_asked(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LanguageModelling) -> None:
         if trainer.state.fn == "fit" and trainer.global_step < trainer.max_steps:
-            self.stop_if_asked(trainer)
+            self.stop_if_asked(trainer, pl_module)
 
-    def stop_if_asked(self, trainer: Trainer) -> None:
+    def stop_if_asked(self, trainer: Trainer, pl_module: LanguageModelling) -> None:
         if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             return
-        path = self.checkpoints.save_last(trainer)
+        path = self.checkpoints.save_last(trainer, pl_module, wait=True)
         name = self.received.name if self.received else "a signal to another rank"
         if trainer.is_global_zero:
             print(

@@ -50,11 +50,11 @@ class StepProgress(ProgressBar):
     def introduce(self, trainer: Trainer, pl_module: LanguageModelling) -> None:
         if not self.enabled or not trainer.is_global_zero:
             return
-        data, counts = pl_module.data, pl_module.model.parameter_counts()
+        data, counts = pl_module.data, pl_module.outline.parameter_counts()
         start = f"going on after step {trainer.global_step}" if trainer.global_step else "from the start"
         print(
             f"{pl_module.architecture.family} of {counts['total']:,} parameters on {data.path} "
-            f"({data.manifest.tokens('train'):,} tokens): {trainer.max_steps} steps of {data.tokens_at(1):,} tokens, {start}; "
+            f"({data.train_tokens:,} tokens): {trainer.max_steps} steps of {data.batch_sizes()} tokens, {start}; "
             f"{trainer.precision}, {trainer.world_size} rank(s); run directory {trainer.default_root_dir}",
             flush=True,
         )

@@ -15,6 +15,7 @@ from data_prep.files import read_json, write_json, write_text
 from data_prep.tokenizer import Tokenizer
 from pipeline.callbacks.metrics_log import MetricsLog
 from pipeline.checkpoint import describe_model
+from pipeline.metrics import cpu_name
 from pipeline.task import LanguageModelling
 
 
@@ -35,7 +36,7 @@ class RunRecord(SaveConfigCallback):
 
 def record(trainer: Trainer, task: LanguageModelling, folder: Path) -> dict[str, Any]:
     """The content of run.json."""
-    data, model = task.data, task.model
+    data, model = task.data, task.outline
     path = folder / "run.json"
     started = read_json(path)["started"] if path.exists() and trainer.global_step else None
     clock = next(c for c in trainer.callbacks if isinstance(c, MetricsLog))  # pyright: ignore[reportAttributeAccessIssue]
@@ -51,7 +52,8 @@ def record(trainer: Trainer, task: LanguageModelling, folder: Path) -> dict[str,
             "path": str(data.path),
             **data.identity(),
             "vocab_size": data.manifest.vocab_size,
-            "train_tokens": data.manifest.tokens("train"),
+            "train_tokens": data.train_tokens,
+            "epochs": data.epochs_at(trainer.max_steps),
             "sources": data.manifest.sources,
         },
         "total_tokens": data.tokens_at(trainer.max_steps),
@@ -67,17 +69,7 @@ def record(trainer: Trainer, task: LanguageModelling, folder: Path) -> dict[str,
 def environment() -> dict[str, Any]:
     """The software and the processor."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "lightning", "deepspeed")}
-    return {"python": platform.python_version(), **versions, "processor": processor(), "cores": os.cpu_count()}
-
-
-def processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return {"python": platform.python_version(), **versions, "processor": cpu_name(), "cores": os.cpu_count()}
 
 
 def commit() -> str | None:

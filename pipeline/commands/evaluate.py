@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.files import InputError, write_json, write_text
+from pipeline.commands.checkpoint_choice import add_checkpoint_arguments
 
 if TYPE_CHECKING:
     from pipeline.checkpoint import LoadedRun
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, help="run directory, as fit leaves it")
-    parser.add_argument("--checkpoint", default="best", help="best, last, or the path of a checkpoint (default: best)")
+    add_checkpoint_arguments(parser)
     parser.add_argument(
         "--tasks", type=names, metavar="A,B", help="tasks or groups by name (default: all shipped ones)"
     )
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     started = time.time()
     keep_freed_memory()
-    loaded = load_run(arguments.run, arguments.checkpoint)
+    loaded = load_run(arguments.run, arguments.checkpoint, averaged=arguments.ema)
     if loaded.model.config.family == "classifier":
         raise InputError(
             f"{arguments.run} is a classifier, which writes no text: its accuracy is what `python -m pipeline validate` gives"

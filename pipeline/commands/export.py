@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.files import InputError, write_json
+from pipeline.commands.checkpoint_choice import add_checkpoint_arguments
 
 if TYPE_CHECKING:
     from pipeline.checkpoint import LoadedRun
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, help="run directory")
     parser.add_argument("--to", dest="folder", type=Path, required=True, help="folder to make; must not exist")
-    parser.add_argument("--checkpoint", default="best", help="best, last or a path (default: best)")
+    add_checkpoint_arguments(parser)
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest difference of a logit to transformers' (default: 1e-4)"
     )
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     with whole_folder(arguments.folder) as aside:
         if not arguments.no_check:
             comparison.transformers()  # Where it is not installed, that is said before a large model is read.
-        loaded = load_run(arguments.run, arguments.checkpoint)
+        loaded = load_run(arguments.run, arguments.checkpoint, averaged=arguments.ema)
         model, tokenizer = loaded.model, loaded.tokenizer
         if not isinstance(model, Transformer):
             raise InputError(

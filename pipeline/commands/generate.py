@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.files import InputError
+from pipeline.commands.checkpoint_choice import add_checkpoint_arguments
 from pipeline.commands.decoding_options import TEMPERATURE, add_decoding_arguments, decoding_of, settings_of
 from pipeline.commands.lines import read_lines
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, help="run directory")
-    parser.add_argument("--checkpoint", default="best", help="best, last or a path (default: best)")
+    add_checkpoint_arguments(parser)
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument(
         "--prompt", action="append", metavar="TEXT", help="text to continue; may be empty, and given several times"
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--samples is {arguments.samples}, but a beam of {how.width} finds no more than that: widen it"
         )
     keep_freed_memory()
-    loaded = load_run(arguments.run, arguments.checkpoint)
+    loaded = load_run(arguments.run, arguments.checkpoint, averaged=arguments.ema)
     refuse_other_families(loaded)
     tokenizer = loaded.tokenizer
     end = tokenizer.end_of_text

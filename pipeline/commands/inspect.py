@@ -1,4 +1,4 @@
-"""`python -m pipeline inspect`: what goes on inside a model, as pages: attention maps, gradient flow, loss by position."""
+"""`python -m pipeline inspect`: what goes on inside a model, as pages, and which documents its training read, as tables."""
 
 import argparse
 import os
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.files import InputError
+from pipeline.commands.checkpoint_choice import add_checkpoint_arguments
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,10 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="loss by position in the context, from each run's validation.json",
     )
+    view.add_argument(
+        "--step", type=int, metavar="N", help="samples, documents and text that the run's N-th step trained on"
+    )
+    view.add_argument(
+        "--document",
+        metavar="ID",
+        help="steps that read this document of the train split, by its id or its number, so far and in the plan",
+    )
+    parser.add_argument("--json", action="store_true", help="with --step or --document: all of it as JSON")
+    parser.add_argument("--full", action="store_true", help="with --step: texts whole instead of cut to the width")
     parser.add_argument("--run", type=Path, action="append", default=[], help="a run's folder; may be repeated")
     parser.add_argument("--runs", type=Path, metavar="FOLDER", help="a folder: all runs in it, at any depth")
     parser.add_argument("--source", metavar="TEXT", help="with --attention: what an encoder-decoder reads")
-    parser.add_argument("--checkpoint", default="best", help="best, last or a path (default: best)")
+    add_checkpoint_arguments(parser)
     parser.add_argument(
         "--distance", type=int, default=64, help="with --gradient-flow: steps back at most (default: 64)"
     )
@@ -58,9 +69,25 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError("Give either --run (once or several times) or --runs, the folder of several runs")
     if arguments.source is not None and arguments.attention is None:
         raise InputError("--source is what an encoder-decoder reads for --attention: give both or neither")
+    provenance = arguments.step is not None or arguments.document is not None
+    if (arguments.json and not provenance) or (arguments.full and arguments.step is None):
+        raise InputError("--json goes with --step or --document, --full with --step: leave them out")
+    if provenance:
+        return inspect_provenance(arguments)
     if arguments.attention is not None:
         return inspect_attention(arguments)
     return inspect_gradient_flow(arguments) if arguments.gradient_flow else inspect_loss_by_position(arguments)
+
+
+def inspect_provenance(arguments: argparse.Namespace) -> int:
+    from pipeline.commands.provenance import show_document, show_step
+
+    if len(arguments.run) != 1:
+        raise InputError("--step and --document look at one run: give its folder as --run, once")
+    [run] = arguments.run
+    if arguments.step is None:
+        return show_document(run, arguments.document, as_json=arguments.json)
+    return show_step(run, arguments.step, as_json=arguments.json, full=arguments.full)
 
 
 def inspect_attention(arguments: argparse.Namespace) -> int:
@@ -71,7 +98,7 @@ def inspect_attention(arguments: argparse.Namespace) -> int:
 
     if len(arguments.run) != 1:
         raise InputError("--attention looks at one run: give its folder as --run, once")
-    loaded = load_run(arguments.run[0], arguments.checkpoint)
+    loaded = load_run(arguments.run[0], arguments.checkpoint, averaged=arguments.ema)
     read = reading(loaded, arguments.attention, arguments.source)
 
     def labels(tokens: list[int]) -> list[str]:
@@ -152,7 +179,7 @@ def gradient_flows(
     from pipeline.inspection.samples import samples
     from pipeline.reporting.figures.gradient import GradientFlow
 
-    loaded = load_run(found.directory, arguments.checkpoint)
+    loaded = load_run(found.directory, arguments.checkpoint, averaged=arguments.ema)
     if not has_gradient_flow(loaded.model):
         raise InputError(
             f"{found.name} ({found.get('family')}) does not carry one hidden state along one text: give recurrent language models "

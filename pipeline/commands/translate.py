@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.files import InputError, write_json, write_text
+from pipeline.commands.checkpoint_choice import add_checkpoint_arguments
 from pipeline.commands.decoding_options import add_decoding_arguments, decoding_of, settings_of
 from pipeline.commands.lines import read_lines
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference", type=Path, metavar="FILE",
         help="one right translation a line: prints BLEU and chrF, and writes them to OUTPUT.scores.json",
     )  # fmt: skip
-    parser.add_argument("--checkpoint", default="best", help="best, last or a path (default: best)")
+    add_checkpoint_arguments(parser)
     parser.add_argument(
         "--max_new_tokens", type=int, metavar="N",
         help=f"longest translation in tokens (default: {EXTRA_TOKENS} more than its source has)",
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     how = decoding_of(arguments, otherwise=Beam())
     keep_freed_memory()
-    loaded = load_run(arguments.run, arguments.checkpoint)
+    loaded = load_run(arguments.run, arguments.checkpoint, averaged=arguments.ema)
     if not loaded.model.reads_source:
         raise InputError(
             f"{loaded.directory} holds no encoder-decoder, so it has nothing to read a source with: "

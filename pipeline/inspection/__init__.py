@@ -1,1 +1,1 @@
-"""Measurements inside a model: where attention looks, and how far back a gradient reaches. `reporting` draws them."""
+"""Looking into a trained run: where attention looks, how far back a gradient reaches, which documents each step read."""

@@ -13,10 +13,10 @@ import torch
 from data_prep.files import fingerprint, sha256_file, write_json
 from data_prep.tokenizer import Tokenizer
 from pipeline.checkpoint import RECORD_KEY, describe_model
-from pipeline.checkpoint_io import WholeFileCheckpointIO
 from pipeline.interchange.architectures import Architecture
 from pipeline.interchange.weights import files_of
 from pipeline.models.transformer import Transformer
+from pipeline.state_files import write_file
 
 
 def describe_source(folder: Path, architecture: Architecture) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def save_run(folder: Path, name: str, model: Transformer, tokenizer: Tokenizer, 
         RECORD_KEY: {"format": 1, "model": description, "data": identity, "step": 0, "tokens_seen": 0},
     }
     last = folder / "checkpoints" / "last.ckpt"
-    WholeFileCheckpointIO().save_checkpoint(checkpoint, last)
+    write_file(last, checkpoint)
     best = last.with_name("best.ckpt")
     try:
         os.link(last, best)

@@ -35,7 +35,7 @@ class Sinusoids(nn.Module):
         self.width = width
 
     def forward(self, x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-        exponents = torch.arange(0, self.width, 2, device=positions_T.device) / self.width
+        exponents = torch.arange(0, self.width, 2, device=positions_T.device, dtype=torch.float32) / self.width
         # In fp32 whatever the model's precision: bf16 cannot tell position 256 from 257.
         angles = positions_T.float()[:, None] / 10000**exponents
         return x_BTD + torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1).to(x_BTD.dtype)

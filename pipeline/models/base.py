@@ -1,6 +1,6 @@
 """What every sequence model offers, whatever its family: a configuration that builds it, and one way to run it.
 
-Training calls `forward(tokens_BT)`. Decoding calls `init_state` once and then `forward(tokens_BT, state)` with the tokens
+Training calls `forward(tokens_BT, state, targets)`, which gives the loss. Decoding calls `init_state` once and then `forward(tokens_BT, state)` with the tokens
 that are new; what the state holds (a KV cache, a hidden vector, the memory of an encoder) is the family's own affair.
 """
 
@@ -8,7 +8,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.layers.head import Targets
 
 # B batch, T time, S source time, H heads, V vocabulary
 
@@ -55,15 +59,20 @@ class LanguageModel(nn.Module, ABC):
     carries_state: ClassVar[bool] = False
     """Whether the state is of fixed size, a tuple of tensors (layers, B, width), so that it can be carried from one batch to
     the next over a stream of any length (truncated back-propagation through time)."""
+    has_blocks: ClassVar[bool] = False
+    """Whether the model is a stack of blocks, of which `run_block` runs each."""
+    checkpoint_blocks: int = 0
+    """Of every so many blocks the last is run again by the backward pass and keeps only its input; 0: of none."""
 
     @abstractmethod
-    def forward(self, tokens_BT: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Return logits_BTV for the token after each position, and the state after the last one.
+    def forward(self, tokens_BT: Tensor, state: Any = None, targets: Targets | None = None) -> tuple[Any, Any]:
+        """Return logits_BTV for the token after each position, or the `Scores` of targets, and the state after the last one.
 
         Args:
             tokens_BT: token ids, int64.
             state: from `init_state`, `encode` or an earlier call; the tokens then follow those that it has seen. None: a fresh
                 start.
+            targets: what follows each token; the logits of all positions together are then never held.
         """
 
     @abstractmethod
@@ -81,6 +90,28 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def flops_per_token(self, context: int) -> int:
         """Floating-point operations to train on one token, forward and backward, in sequences of `context` tokens."""
+
+    def recompute_blocks(self, every: int) -> None:
+        """Trade time for memory: set `checkpoint_blocks`. Raises ValueError for a model without blocks."""
+        if not self.has_blocks:
+            raise ValueError(
+                f"checkpoint_blocks is {every}, but a {self.config.family} has no blocks to run again: set it to 0"
+            )
+        self.checkpoint_blocks = every
+
+    def run_block(self, number: int, block: nn.Module, *inputs: Any) -> Tensor:
+        """block(*inputs), or the same with its activations left to the backward pass (Chen et al. 2016).
+
+        Args:
+            number: of the block in its stack, from 0.
+        """
+        if self.checkpoint_blocks and (number + 1) % self.checkpoint_blocks == 0 and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return block(*inputs)
+
+    def keep_graph(self) -> None:
+        """From now on, run the same operations in the same order whatever the batch: ranks whose gradients come in another order
+        would be mixed up where they are reduced as they come (ZeRO stages 1 and 2)."""
 
     def attention_maps(self, tokens_BT: Tensor, source_BS: Tensor | None = None) -> dict[str, list[Tensor]]:
         """Attention weights as probabilities, by kind ("self", "encoder", "cross"): a tensor_BHTS for each layer.
@@ -100,14 +131,15 @@ class CausalModel(LanguageModel):
     """A model of one text from left to right, whose output head reads one vector a token; another head can be put on those."""
 
     head: nn.Module
+    """Called as a module, always: what shards the weights gathers them where a module's own forward needs them."""
 
     @abstractmethod
     def hidden(self, tokens_BT: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """As `forward`, but the vectors that the output head reads, x_BTD."""
 
-    def forward(self, tokens_BT: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def forward(self, tokens_BT: Tensor, state: Any = None, targets: Targets | None = None) -> tuple[Any, Any]:
         x_BTD, state = self.hidden(tokens_BT, state)
-        return self.head(x_BTD), state
+        return self.head(x_BTD, targets), state
 
 
 class EncoderDecoder(LanguageModel):
@@ -122,3 +154,8 @@ class EncoderDecoder(LanguageModel):
         Args:
             source_BS: token ids, rows filled up on the right with NO_TOKEN, which nothing attends to.
         """
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile `encode` too, which is called beside `forward`."""
+        super().compile(*args, **kwargs)
+        self.encode = torch.compile(self.encode, *args, **kwargs)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import budget
+from pipeline.layers.head import Head, Targets
 from pipeline.models.base import CausalModel, LanguageModel, ModelConfig
 
 # B batch, T time, S source time, D width, C classes
@@ -60,24 +61,32 @@ class Classifier(LanguageModel):
         body = config.body.build()
         assert isinstance(body, CausalModel), "the configuration refuses others"
         self.body, self.context = body, body.context
-        self.head = nn.Linear(body.get_parameter("head.weight").shape[1], config.classes)
+        assert isinstance(body.head, nn.Linear)
+        self.head = Head(body.head.in_features, config.classes)
         # Parameters without gradients would stall data-parallel training. A table that was tied to the body's head stays as the
         # embedding's.
         self.body.head = nn.Identity()
-        # As GPT-1 starts its weights; it names nothing else for this layer.
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        # By `apply`: where weights are born in parts (ZeRO stage 3), that is what gathers them.
+        self.head.apply(self.initialise)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens_BT: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def initialise(self, head: nn.Module) -> None:
+        """As GPT-1 starts its weights; it names nothing else for this layer."""
+        nn.init.normal_(head.get_parameter("weight"), std=0.02)
+        nn.init.zeros_(head.get_parameter("bias"))
+
+    def forward(self, tokens_BT: Tensor, state: Any = None, targets: Targets | None = None) -> tuple[Any, Any]:
         x_BTD, state = self.body.hidden(tokens_BT, state)
-        return self.head(self.dropout(x_BTD)), state
+        return self.head(self.dropout(x_BTD), targets), state
 
     def init_state(self, batch: int, length: int, source_BS: Tensor | None = None) -> Any:
         return self.body.init_state(batch, length, source_BS)
 
     def select(self, state: Any, rows_B: Tensor) -> Any:
         return self.body.select(state, rows_B)
+
+    def recompute_blocks(self, every: int) -> None:
+        self.body.recompute_blocks(every)
 
     def attention_maps(self, tokens_BT: Tensor, source_BS: Tensor | None = None) -> dict[str, list[Tensor]]:
         return self.body.attention_maps(tokens_BT, source_BS)

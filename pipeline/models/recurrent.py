@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from pipeline import budget
 from pipeline.layers.dropout import VariationalDropout
+from pipeline.layers.head import Head
 from pipeline.layers.recurrence import GRU, LSTM, RNN, Recurrent, State, VariationalStack
 from pipeline.models.base import CausalModel, ModelConfig
 
@@ -147,7 +148,7 @@ class RecurrentLanguageModel(CausalModel):
         else:
             self.dropout = nn.Dropout(config.dropout)
             self.rnn = config.cell(input_width, config.layers, config.dropout)
-        self.head = nn.Linear(config.width, config.vocab_size)
+        self.head = Head(config.width, config.vocab_size)
         if config.tied:
             self.head.weight = self.token_embedding.get_parameter("weight")
         self.apply(self.initialise)

@@ -5,7 +5,7 @@ the source at once, as Luong et al. have it.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from pipeline.layers.alignment import (
     NoAttention,
     PredictiveFocus,
 )
+from pipeline.layers.head import Head, Targets
 from pipeline.layers.recurrence import GRU, LSTM, Recurrent, State
 from pipeline.models.base import NO_TOKEN, EncoderDecoder, ModelConfig
 
@@ -114,6 +115,8 @@ class Encoder(nn.Module):
             # tanh for the hidden state, as in Bahdanau et al. 2015, appendix A.2.2; a cell is not bounded.
             bridges = [nn.Sequential(Bridge(width, layers), nn.Tanh()), Bridge(width, layers)][: rnn.states]
         self.bridges = nn.ModuleList(bridges)
+        self.packs_always = False
+        """Whether rows that are all as long as the longest are packed, too."""
 
     def forward(self, x_BSD: Tensor, lengths_B: Tensor) -> tuple[Tensor, State]:
         """Return memory_BSE, cut to the longest row, and the decoder's first state.
@@ -122,7 +125,7 @@ class Encoder(nn.Module):
             lengths_B: tokens of each row, at least 1; what lies behind them changes nothing.
         """
         lengths_B = lengths_B.cpu()
-        if int(lengths_B.min()) == x_BSD.shape[1]:
+        if not self.packs_always and int(lengths_B.min()) == x_BSD.shape[1]:
             # Nothing to pack, which costs a fifth of a training step.
             memory_BSE, state = self.rnn(x_BSD)
         else:
@@ -161,7 +164,7 @@ class RecurrentSeq2Seq(EncoderDecoder):
         self.encoder = Encoder(self.build_cells(input_width, bidirectional=config.bidirectional))
         self.decoder = self.build_cells(input_width)
         self.attention = self.build_attention()
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = Head(config.width, config.vocab_size, bias=False)
         if config.tied:
             self.head.weight = self.target_embedding.weight
         self.apply(self.initialise)
@@ -182,6 +185,9 @@ class RecurrentSeq2Seq(EncoderDecoder):
             focus = MonotonicFocus(window) if self.config.alignment == "monotonic" else PredictiveFocus(width, window)
         memory_width = 2 * width if self.config.bidirectional else width
         return Attention(width, memory_width, SCORES[self.config.attention](width), focus)
+
+    def keep_graph(self) -> None:
+        self.encoder.packs_always = True
 
     def initialise(self, module: nn.Module) -> None:
         """See `init_range` and `forget_bias`."""
@@ -210,14 +216,16 @@ class RecurrentSeq2Seq(EncoderDecoder):
         x_BTD, weights_BTS = self.attention(x_BTD, state.memory, state.seen)
         return self.dropout(x_BTD), weights_BTS, DecoderState(hidden, state.memory, state.seen + tokens_BT.shape[1])
 
-    def forward(self, tokens_BT: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState]:
+    def forward(
+        self, tokens_BT: Tensor, state: DecoderState | None = None, targets: Targets | None = None
+    ) -> tuple[Any, DecoderState]:
         """As `LanguageModel.forward`; `state` is needed."""
         if state is None:
             raise ValueError(
                 "The state is None, but this model predicts from a source: pass it through encode or init_state"
             )
         x_BTD, _, state = self.attend(tokens_BT, state)
-        return self.head(x_BTD), state
+        return self.head(x_BTD, targets), state
 
     def init_state(self, batch: int, length: int, source_BS: Tensor | None = None) -> DecoderState:
         if source_BS is None or len(source_BS) != batch:

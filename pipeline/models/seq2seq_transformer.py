@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from pipeline import budget
 from pipeline.layers.attention import CausalSelfAttention
 from pipeline.layers.cache import LayerCache
 from pipeline.layers.cross_attention import CrossAttention, Memory
+from pipeline.layers.head import Head, Targets
 from pipeline.layers.mlp import MLP
 from pipeline.layers.position import LearnedPositions, Sinusoids
 from pipeline.models.base import NO_TOKEN, EncoderDecoder, ModelConfig
@@ -166,6 +167,7 @@ class DecoderState:
 
 class TransformerSeq2Seq(EncoderDecoder):
     config: TransformerSeq2SeqConfig
+    has_blocks = True
 
     def __init__(self, config: TransformerSeq2SeqConfig):
         super().__init__()
@@ -184,7 +186,7 @@ class TransformerSeq2Seq(EncoderDecoder):
         # A post-norm block ends in a norm as it is.
         self.encoder_norm = nn.LayerNorm(config.width) if pre_norm else nn.Identity()
         self.decoder_norm = nn.LayerNorm(config.width) if pre_norm else nn.Identity()
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = Head(config.width, config.vocab_size, bias=False)
         if config.tied:
             self.head.weight = target.weight
         self.apply(self.initialise)
@@ -206,23 +208,29 @@ class TransformerSeq2Seq(EncoderDecoder):
             nn.init.normal_(module.weight, std=self.config.width**-0.5)
         elif isinstance(module, CausalSelfAttention | CrossAttention):
             # `apply` reaches an attention after its projections, so this replaces what the fused ones drew as one.
+            # By `apply`, too: where weights are born in parts (ZeRO stage 3), that is what gathers them.
             fused = module.query_key_value if isinstance(module, CausalSelfAttention) else module.key_value
-            for matrix_DD in fused.weight.split(self.config.width):
-                nn.init.xavier_uniform_(matrix_DD)
+            fused.apply(self.initialise_fused)
+
+    def initialise_fused(self, projection: nn.Module) -> None:
+        for matrix_DD in projection.get_parameter("weight").split(self.config.width):
+            nn.init.xavier_uniform_(matrix_DD)
 
     def encode(self, source_BS: Tensor) -> DecoderState:
         visible_BS = source_BS != NO_TOKEN
         visible_BS[:, 0] = True  # A row without any token is read as one of number 0: no softmax is over nothing.
         visible_B11S = None if visible_BS.all() else visible_BS[:, None, None, :]
         x_BSD = self.source_embedding(source_BS.clamp(min=0), self.positions(source_BS))
-        for block in self.encoder:
-            x_BSD = block(x_BSD, visible_B11S)
+        for number, block in enumerate(self.encoder):
+            x_BSD = self.run_block(number, block, x_BSD, visible_B11S)
         x_BSD = self.encoder_norm(x_BSD)
         return DecoderState(
             [attention.read(x_BSD, visible_B11S) for attention in members(self.decoder, CrossAttention)]
         )
 
-    def forward(self, tokens_BT: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState]:
+    def forward(
+        self, tokens_BT: Tensor, state: DecoderState | None = None, targets: Targets | None = None
+    ) -> tuple[Any, DecoderState]:
         """As `LanguageModel.forward`; `state` is needed. That of `encode` stays as it is: the target is given whole."""
         if state is None:
             raise ValueError(
@@ -230,9 +238,9 @@ class TransformerSeq2Seq(EncoderDecoder):
             )
         caches = state.caches or [None] * len(self.decoder)
         x_BTD = self.target_embedding(tokens_BT, self.positions(tokens_BT, caches[0]))
-        for block, memory, cache in zip(self.decoder, state.memories, caches, strict=True):
-            x_BTD = block(x_BTD, memory, cache)
-        return self.head(self.decoder_norm(x_BTD)), state
+        for number, (block, *inputs) in enumerate(zip(self.decoder, state.memories, caches, strict=True)):
+            x_BTD = self.run_block(number, block, x_BTD, *inputs)
+        return self.head(self.decoder_norm(x_BTD), targets), state
 
     def positions(self, tokens_BT: Tensor, cache: LayerCache | None = None) -> Tensor:
         length = tokens_BT.shape[1]

@@ -12,6 +12,7 @@ from pipeline import budget
 from pipeline.layers.attention import CausalSelfAttention
 from pipeline.layers.cache import LayerCache
 from pipeline.layers.documents import DocumentCache, Documents
+from pipeline.layers.head import Head
 from pipeline.layers.mlp import MLP, GatedMLP
 from pipeline.layers.position import LearnedPositions, RotaryPositions, Rotation
 from pipeline.models.base import CausalModel, ModelConfig
@@ -221,6 +222,7 @@ class TransformerState:
 class Transformer(CausalModel):
     config: TransformerConfig
     context: int
+    has_blocks = True
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -237,7 +239,7 @@ class Transformer(CausalModel):
         self.norm = (
             NORMS[config.norm](config.width, eps=config.norm_eps) if config.norm_order == "pre" else nn.Identity()
         )
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = Head(config.width, config.vocab_size, bias=False)
         if config.tied:
             self.head.weight = self.token_embedding.weight
         self.apply(self.initialise)
@@ -257,8 +259,13 @@ class Transformer(CausalModel):
             nn.init.zeros_(module.bias)
         if isinstance(module, Block):
             # `apply` reaches a block after its children, so this replaces what they drew.
+            # By `apply`, too: where weights are born in parts (ZeRO stage 3), that is what gathers them.
             for projection in (module.attention.output, module.mlp.output):
-                nn.init.normal_(projection.weight, std=self.config.projection_std)
+                projection.apply(self.initialise_projection)
+
+    def initialise_projection(self, projection: nn.Module) -> None:
+        assert isinstance(projection, nn.Linear)
+        nn.init.normal_(projection.weight, std=self.config.projection_std)
 
     def hidden(
         self, tokens_BT: Tensor, state: TransformerState | None = None
@@ -271,8 +278,9 @@ class Transformer(CausalModel):
         documents = read and read.append(tokens_BT, positions_T)
         x_BTD = self.dropout(self.position_embedding(self.token_embedding(tokens_BT), positions_T))
         rotation = self.position_embedding.rotation(positions_T)
-        for block, cache in zip(self.blocks, state.caches if state else [None] * len(self.blocks), strict=True):
-            x_BTD = block(x_BTD, cache, rotation, documents)
+        caches = state.caches if state else [None] * len(self.blocks)
+        for number, (block, cache) in enumerate(zip(self.blocks, caches, strict=True)):
+            x_BTD = self.run_block(number, block, x_BTD, cache, rotation, documents)
         return self.norm(x_BTD), state
 
     def document_cache(self, batch: int, length: int) -> DocumentCache | None:
@@ -302,7 +310,7 @@ class Transformer(CausalModel):
 
         hooks = [attention.register_forward_pre_hook(keep) for attention in self.attentions]
         try:
-            self(tokens_BT)
+            self.hidden(tokens_BT)
         finally:
             for hook in hooks:
                 hook.remove()

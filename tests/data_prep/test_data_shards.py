@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tracemalloc
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -212,3 +213,44 @@ def test_a_folder_without_manifest_and_an_empty_split_are_input_errors(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": 1, "splits": {}}')
     with pytest.raises(InputError, match="not a token manifest"):
         Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_every_token_belongs_to_the_document_that_brute_force_finds(tmp_path, each):
+    random = np.random.default_rng(3)
+    if each == 1:
+        documents = [random.integers(1, 300, random.integers(1, 30)) for _ in range(60)]
+        manifest = write(tmp_path, documents, 300, shard_tokens=100)
+    else:
+        pairs = [(random.integers(1, 300, random.integers(1, 9)), random.integers(1, 300, 5)) for _ in range(60)]
+        documents, manifest = [np.concatenate(pair) for pair in pairs], write_pairs(tmp_path, pairs, shard_tokens=100)
+    assert len(manifest.shards("train")) > 3
+    reader = manifest.open("train")
+    owner = np.repeat(np.arange(60), [len(document) for document in documents])
+    for start in range(0, len(reader), 7):
+        for length in (1, 2, 40, 300):
+            if start + length <= len(reader):
+                expected = np.unique(owner[start : start + length])
+                assert list(reader.documents_of(start, length)) == expected.tolist()
+    for k, document in enumerate(documents):
+        place = reader.place(k)
+        assert np.array_equal(reader.read(place.start, place.tokens), document)
+        shard = np.fromfile(tmp_path / f"{place.shard.file}.bin", manifest.dtype)
+        assert np.array_equal(shard[place.offset :][: place.tokens], document)
+        assert np.array_equal(megatron_documents(tmp_path / place.shard.file)[place.row][0], reader.sequences(k)[0])
+    for start, length in ((-1, 2), (0, 0), (len(reader), 1), (len(reader) - 1, 2)):
+        with pytest.raises(IndexError, match="outside"):
+            reader.documents_of(start, length)
+
+
+def test_finding_a_document_copies_nothing_of_the_index(tmp_path):
+    lengths = np.full(200_000, 3)
+    with ShardWriter(tmp_path, "train", "words", "uint16", 10**7) as writer:
+        writer.add(np.ones(600_000, np.uint16), lengths, lengths)
+    reader = Manifest(tmp_path, "uint16", 9, 0, "none", [], {"train": tuple(writer.shards)}).open("train")
+    tracemalloc.start()
+    assert reader.documents_of(300_000, 2) == range(100_000, 100_001)
+    assert reader.place(100_000).offset == 300_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50_000  # The offsets alone are 1.6 MB.

@@ -126,6 +126,11 @@ def test_parquet_is_written_a_row_group_at_a_time_and_the_fingerprint_does_not_k
     for k in (0, 500, 999):
         assert document.read_one(tmp_path / "parts", "x", k) == document.read_one(tmp_path / "whole", "x", k)
     assert document.read_one(tmp_path / "parts", "x", 1000) is None
+    ids = [id for batch in document.read(tmp_path / "whole", "x") for id in batch.column("id").to_pylist()]
+    wanted = {0, 3, 500, 999, 1000}
+    assert document.read_ids(tmp_path / "parts", "x", wanted) == {k: ids[k] for k in wanted - {1000}}
+    assert [document.find_id(tmp_path / "parts", "x", ids[k]) for k in (0, 500, 999)] == [0, 500, 999]
+    assert document.find_id(tmp_path / "parts", "x", "no such id") is None
 
 
 @pytest.mark.parametrize("chunk_bytes", [4, 2**20])

@@ -3,6 +3,7 @@
 import csv
 import resource
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,10 @@ import torch
 from data_prep.files import InputError
 from pipeline import schedule
 from pipeline.callbacks import metrics_log
-from pipeline.checkpoint import build_model, describe_model, find_checkpoint, read_checkpoint
-from pipeline.checkpoint_io import WholeFileCheckpointIO
+from pipeline.checkpoint import build_model, describe_model, find_checkpoint, open_state
 from pipeline.metrics import bits_per_byte, perplexity
 from pipeline.models.recurrent import LSTMConfig
+from pipeline.state_files import write_file
 from pipeline.tracking import CSVLog, Wandb, read_rows
 
 
@@ -43,16 +44,16 @@ def test_large_counts_are_logged_exactly(tmp_path):
 
 
 def test_a_disk_that_takes_no_more_leaves_the_old_checkpoint_and_nothing_half_written(tmp_path):
-    path, plugin = tmp_path / "checkpoints" / "last.ckpt", WholeFileCheckpointIO()
-    plugin.save_checkpoint({"pipeline": {"step": 1}}, path)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    write_file(path, {"pipeline": {"step": 1}, "state_dict": {}})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(OSError, match="last.ckpt"):
-            plugin.save_checkpoint({"pipeline": {"step": 2}, "weights": torch.zeros(1_000_000)}, path)
+            write_file(path, {"pipeline": {"step": 2}, "weights": torch.zeros(1_000_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert read_checkpoint(path)["pipeline"]["step"] == 1
+    assert open_state(path).record["step"] == 1
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
 
 
@@ -76,13 +77,13 @@ def test_a_damaged_checkpoint_is_refused_with_a_sentence(content, tmp_path):
     path = tmp_path / "last.ckpt"
     path.write_bytes(content)
     with pytest.raises(InputError, match="cannot be read as a checkpoint"):
-        read_checkpoint(path)
+        open_state(path)
 
 
 def test_a_checkpoint_of_another_program_is_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(InputError, match="not written by this project"):
-        read_checkpoint(tmp_path / "other.ckpt")
+        open_state(tmp_path / "other.ckpt")
 
 
 def test_the_learning_rate_is_the_papers_schedule():
@@ -121,11 +122,13 @@ def test_the_clock_counts_training_and_waiting_for_data_but_not_saving(monkeypat
     now = 0.0
     monkeypatch.setattr(metrics_log.time, "perf_counter", lambda: now)
     clock, task = metrics_log.MetricsLog(), SimpleNamespace(step_ended=False)
+    trainer: Any = SimpleNamespace(train_dataloader=SimpleNamespace(waited=0.0))
+    clock.loader_waited = 0.0
 
     def batch(begin: float, end: float) -> None:
         nonlocal now
         now = begin
-        clock.on_train_batch_start(None, task, None, 0)
+        clock.on_train_batch_start(trainer, task, None, 0)
         now = end
         clock.on_train_batch_end(None, task, None, None, 0)
 

@@ -64,6 +64,15 @@ def test_the_order_is_uniform_and_neighbours_are_unrelated():
     assert abs(np.corrcoef(np.arange(100_000), large)[0, 1]) < 0.02
 
 
+def test_the_order_never_changes_under_a_run_that_goes_on():
+    # Written down when checkpoints with this order existed: another permutation would repeat samples in their runs.
+    positions = np.array([0, 1, 2, 3, 999, 1000, 10**9])
+    expected = [821, 909, 86, 65, 261, 466, 739]
+    assert SampleOrder("corpus", 0, 1000).windows(positions).tolist() == expected
+    samples = Windows(Counting(8 * 1000 + 1), "corpus", 0, context=8, sequences=16)
+    assert [int(samples.batch(positions[k : k + 1]).tokens_BT[0, 0]) // 8 for k in range(7)] == expected
+
+
 def test_ten_billion_samples_need_no_table():
     order = SampleOrder("corpus", 0, 10**10)
     windows = order.windows(np.arange(10**10 - 500, 10**10 + 500))
@@ -98,7 +107,7 @@ def pairs() -> Samples:
 
 
 def loader(ranks: int, rank: int, micro_batch: int, consumed: int = 0, samples=windows) -> TrainingLoader:
-    result = TrainingLoader(samples(), steps=30, sequences=16, micro_batch=micro_batch, rank=rank, ranks=ranks)
+    result = TrainingLoader(samples(), steps=30, micro_batch=micro_batch, rank=rank, ranks=ranks)
     result.load_state_dict({"consumed": consumed})
     return result
 
@@ -150,7 +159,7 @@ def test_a_stream_row_is_one_contiguous_part_and_starts_over_with_the_epoch():
 def test_an_epoch_of_pairs_holds_each_that_fits_once_and_batches_pairs_of_like_length():
     samples = Pairs(Couples(16 * 64), "corpus", 0, context=8, sequences=16, start=0)
     assert samples.left_out == 0
-    batches = list(TrainingLoader(samples, steps=64, sequences=16, micro_batch=16, rank=0, ranks=1))
+    batches = list(TrainingLoader(samples, steps=64, micro_batch=16, rank=0, ranks=1))
     firsts = torch.cat([b.source_BS[:, 0] for b in batches])
     assert sorted(firsts.tolist()) == list(range(16 * 64))
     padding = np.mean([float((b.source_BS == NO_TOKEN).float().mean()) for b in batches])

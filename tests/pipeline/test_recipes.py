@@ -1,12 +1,9 @@
-"""What stands around a model: optimizers, schedules, smoothed losses, scheduled sampling, carried state."""
+"""What stands around a model: optimizers, schedules, scheduled sampling, carried state."""
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from pipeline.carried_state import CarriedState
-from pipeline.loss import smoothed, token_nll
-from pipeline.models.base import NO_TOKEN
 from pipeline.models.recurrent import LSTMConfig
 from pipeline.models.seq2seq_recurrent import RecurrentSeq2SeqConfig
 from pipeline.optim import SGD
@@ -89,17 +86,6 @@ def test_a_clipped_step_on_the_mean_equals_zarembas_on_the_sum():
 def test_an_impossible_step_schedule_is_refused(settings):
     with pytest.raises(ValueError, match="must lie"):
         StepSchedule(**{"periods": 13, "hold": 4} | settings)
-
-
-def test_a_smoothed_loss_equals_torchs_and_padding_stays_without_loss():
-    logits, targets = torch.randn(3, 5, 11), torch.randint(0, 11, (3, 5))
-    targets[1, 3:] = NO_TOKEN
-    loss = smoothed(token_nll(logits, targets), logits, targets, 0.1)
-    expected = F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=NO_TOKEN, label_smoothing=0.1, reduction="none"
-    )
-    torch.testing.assert_close(loss, expected.view(3, 5))
-    assert (loss[1, 3:] == 0).all()
 
 
 @pytest.fixture

@@ -1,0 +1,62 @@
+"""Runs one command of the pipeline after another in the same group of processes: a group costs as long to start as ten short runs."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+RENDEZVOUS_SECONDS = 300
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_commands(commands: Sequence[Sequence[str]], ranks: int, timeout: float = RENDEZVOUS_SECONDS) -> str:
+    """Run commands (the arguments after `python -m pipeline`) on so many CPU processes; return what they printed.
+
+    Raises:
+        AssertionError: a process ended with another status than 0.
+    """
+    shared = os.environ | {
+        "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+    }  # fmt: skip
+    program = [sys.executable, __file__, json.dumps([list(map(str, command)) for command in commands])]
+    processes = [
+        subprocess.Popen(
+            program, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+    deadline = time.monotonic() + timeout
+    outputs = []
+    try:
+        for process in processes:
+            outputs.append(process.communicate(timeout=max(1, deadline - time.monotonic()))[0])
+    finally:
+        for process in processes:
+            process.kill()
+    text = "\n".join(f"--- rank {rank}\n{output}" for rank, output in enumerate(outputs))
+    assert all(process.returncode == 0 for process in processes), text
+    return text
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    import torch
+
+    from pipeline.cli import main
+
+    torch.set_num_threads(1)
+    for command in json.loads(sys.argv[1]):
+        status = main(command)
+        if status:
+            sys.exit(status)
