@@ -34,7 +34,7 @@ ALLOWED = {
     "generation": {"generation", "models"},
     "checkpoint": {"models", "state_files"},
     "state_files": set(),
-    "distributed": {"distributed", "checkpoint", "state_files"},
+    "distributed": {"distributed", "checkpoint", "state_files", "master_weights"},
     "tracking": set(),
     "interchange": {"interchange", "models", "checkpoint", "state_files"},
     "inspection": {"inspection", "models", "checkpoint", "generation", "data"},

@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from pipeline.distributed.sharded_state import ShardedState
+from pipeline.master_weights import MasterWeights
 from pipeline.state_files import WEIGHTS, Piece
 
 
@@ -16,9 +17,9 @@ class Replicated(ShardedState):
     """The whole of weights and optimizer state, tensor by tensor."""
 
     def local_state(self) -> Iterator[Piece]:
-        for name, parameter in named_weights(self.lightning_module):
-            master, state = self.optimized(parameter)
-            yield whole(WEIGHTS, name, master)
+        for name, parameter in named_weights(self.task):
+            stepped, state = self.optimized(parameter)
+            yield whole(WEIGHTS, name, stepped.detach())
             for kind, values in state.items():
                 if torch.is_tensor(values) and values.shape == parameter.shape:
                     yield whole(kind, name, values)
@@ -26,16 +27,14 @@ class Replicated(ShardedState):
     def optimized(self, parameter: nn.Parameter) -> tuple[Tensor, dict[str, Any]]:
         """What the optimizer steps for a parameter (itself, or its fp32 master), and the state that it keeps for that."""
         if not self.optimizers:
-            return parameter.data, {}
+            return parameter, {}
         optimizer = self.optimizers[0]
-        if hasattr(optimizer, "master_of"):
-            master = optimizer.master_of(parameter)
-            return master.data, optimizer.inner.state.get(master, {})
-        return parameter.data, optimizer.state.get(parameter, {})
+        stepped = optimizer.master_of(parameter) if isinstance(optimizer, MasterWeights) else parameter
+        return stepped, optimizer.state.get(stepped, {})
 
     def optimizer_scalars(self) -> dict[str, dict[str, float]]:
         scalars = {}
-        for name, parameter in named_weights(self.lightning_module):
+        for name, parameter in named_weights(self.task):
             _, state = self.optimized(parameter)
             numbers = {key: float(value) for key, value in state.items() if is_number(value, parameter)}
             if state:
@@ -43,12 +42,10 @@ class Replicated(ShardedState):
         return scalars
 
     def create_optimizer_state(self, kinds: set[str], scalars: Mapping[str, Mapping[str, float]]) -> None:
-        optimizer = self.optimizers[0]
-        inner = getattr(optimizer, "inner", optimizer)
-        for name, parameter in named_weights(self.lightning_module):
-            stepped = optimizer.master_of(parameter) if inner is not optimizer else parameter
+        for name, parameter in named_weights(self.task):
             if name in scalars:
-                fill_state(inner.state[stepped], stepped, self.source_kinds(name, kinds), scalars[name])
+                stepped, _ = self.optimized(parameter)
+                fill_state(self.optimizers[0].state[stepped], stepped, self.source_kinds(name, kinds), scalars[name])
 
     def source_kinds(self, name: str, kinds: set[str]) -> list[str]:
         """Which of the kinds there are for a parameter."""
@@ -56,7 +53,7 @@ class Replicated(ShardedState):
 
     def state_loaded(self) -> None:
         optimizer = self.optimizers[0] if self.optimizers else None
-        if hasattr(optimizer, "copy_to_model"):
+        if isinstance(optimizer, MasterWeights):
             optimizer.copy_to_model()
 
 
@@ -80,7 +77,7 @@ class DDP(Replicated, DDPStrategy):
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         """Gradients are averaged once a step; where fp32 masters take them, after every micro-batch."""
-        if getattr(self.lightning_module, "masters", None):
+        if getattr(self.task, "masters", None):
             yield
             return
         with super().block_backward_sync():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -33,6 +33,9 @@ class SaveOptions:
 class ShardedState(Strategy):
     """Saving and loading for a strategy that tells where its state lies (`local_state`)."""
 
+    world_size: int
+    global_rank: int
+
     partitioned = False
     """Whether each rank has pieces of its own, rather than all of the state."""
     clips_gradients = False
@@ -44,6 +47,11 @@ class ShardedState(Strategy):
     failure: BaseException | None = None
     pause_seconds = 0.0
     """For how long the last save held training up."""
+
+    @property
+    def task(self) -> LightningModule:
+        assert self.lightning_module is not None
+        return self.lightning_module
 
     @property
     def label(self) -> str:
@@ -128,7 +136,7 @@ class ShardedState(Strategy):
     def all_state(self) -> Iterator[Piece]:
         """`local_state`, and the average of the weights where the task keeps one."""
         yield from self.local_state()
-        averaged = getattr(self.lightning_module, "averaged", None)
+        averaged = getattr(self.task, "averaged", None)
         if averaged:
             yield from averaged.pieces()
 
@@ -171,7 +179,7 @@ class ShardedState(Strategy):
         return self.source.training()
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        trainer = self.lightning_module.trainer  # pyright: ignore[reportOptionalMemberAccess]
+        trainer = self.task.trainer
         training = trainer.state.fn == TrainerFn.FITTING
         if training:
             kinds = set(self.source.kinds) - {WEIGHTS, AVERAGE}

@@ -95,7 +95,7 @@ class ZeRO(ShardedState, DeepSpeedStrategy):
         from deepspeed.accelerator import get_accelerator, set_accelerator
         from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-        if get_accelerator().device_name() != "cpu":
+        if get_accelerator().device_name() != "cpu":  # pyright: ignore[reportOptionalMemberAccess]
             set_accelerator(CPU_Accelerator())
         # Its shared-memory all-reduce is compiled for a minute at the first start; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -139,7 +139,7 @@ class ZeRO(ShardedState, DeepSpeedStrategy):
 
     def local_state(self) -> Iterator[Piece]:
         training = bool(self.optimizers)
-        for name, parameter in named_weights(self.lightning_module):
+        for name, parameter in named_weights(self.task):
             if self.stage == 3:
                 yield from self.partition_of(name, parameter, training)
             elif training:
@@ -214,7 +214,7 @@ class ZeRO(ShardedState, DeepSpeedStrategy):
 
     def optimizer_scalars(self) -> dict[str, dict[str, float]]:
         scalars = {}
-        for name, parameter in named_weights(self.lightning_module):
+        for name, parameter in named_weights(self.task):
             flat = self.group_of(parameter)
             state = {} if flat is None else self.zero_optimizer.optimizer.state.get(flat, {})
             if state:
@@ -223,7 +223,7 @@ class ZeRO(ShardedState, DeepSpeedStrategy):
 
     def create_optimizer_state(self, kinds: set[str], scalars: Mapping[str, Mapping[str, float]]) -> None:
         states = self.zero_optimizer.optimizer.state
-        for name, parameter in named_weights(self.lightning_module):
+        for name, parameter in named_weights(self.task):
             flat = self.group_of(parameter)
             if flat is not None and name in scalars and not states.get(flat):
                 fill_state(states[flat], flat, sorted(kinds), scalars[name])

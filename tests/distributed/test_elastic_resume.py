@@ -118,6 +118,19 @@ def test_a_run_goes_on_under_any_strategy_at_any_number_of_ranks(family, request
 
 
 @pytest.mark.slow
+def test_fp32_masters_of_bf16_weights_go_on_under_any_strategy(request, tmp_path):
+    whole, chain = Chain(tmp_path / "whole", "gpt", request), Chain(tmp_path / "chain", "gpt", request)
+    half = ["--trainer.precision", "bf16-true"]
+    run_commands([whole.fit("single", 1) + half, chain.fit("single", 1, 3) + half], 1)
+    run_commands(
+        [chain.fit(strategy, 2, until) + half for strategy, until in (("ddp", 6), ("zero2", 9), ("zero3", 11))], 2
+    )
+    run_commands([chain.fit("single", 1) + half], 1)
+    assert_same_run(chain, whole, tolerance=5e-3)
+    assert {chain.state().tensor("weights", name).dtype for name in chain.state().names("weights")} == {torch.float32}
+
+
+@pytest.mark.slow
 def test_four_ranks_take_over_from_one_and_hand_back(request, tmp_path):
     whole, chain = Chain(tmp_path / "whole", "gpt", request), Chain(tmp_path / "chain", "gpt", request)
     run_commands([whole.fit("single", 1), chain.fit("single", 1, 3)], 1)
