@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 # B batch, T time, N tokens of all rows, C tokens of a chunk, D width, V vocabulary
 
@@ -96,10 +95,16 @@ def in_chunks(
     size = max(CHUNK_TOKENS.get(x_ND.device.type, CHUNK_TOKENS_ELSEWHERE), CHUNK_LOGITS // vocab_size)
     losses, nlls, rights, of_x = [], [], [], []
     of_weight_VD = of_bias_V = None
+    # All chunks use the same memory, which is then at hand: fresh pages cost more than what is written to them.
+    rows = min(size, len(x_ND))
+    logits_buffer = x_ND.new_empty(rows, vocab_size)
+    shares_buffer = x_ND.new_empty(rows, vocab_size, dtype=torch.float32)
     for x_CD, targets_C in zip(x_ND.split(size), targets_N.split(size), strict=True):
         valid_C, targets_C1 = targets_C >= 0, targets_C.clamp(min=0)[:, None]
-        logits_CV = F.linear(x_CD, weight_VD, bias_V)
-        shares_CV = logits_CV.softmax(-1, dtype=torch.float32)
+        logits_CV = torch.mm(x_CD, weight_VD.mT, out=logits_buffer[: len(x_CD)])
+        if bias_V is not None:
+            logits_CV += bias_V
+        shares_CV = torch.softmax(logits_CV, -1, dtype=torch.float32, out=shares_buffer[: len(x_CD)])
         # log Z from the likeliest class, whose share cannot underflow: one exponential for each logit does for all.
         highest_C = logits_CV.amax(-1).float()
         log_z_C = highest_C - shares_CV.amax(-1).log()
@@ -121,7 +126,7 @@ def in_chunks(
         if label_smoothing:
             shares_CV.sub_(label_smoothing / vocab_size)
         shares_CV.scatter_add_(1, targets_C1, shares_CV.new_full((1, 1), label_smoothing - 1).expand_as(targets_C1))
-        of_logits_CV = shares_CV.to(x_CD.dtype)
+        of_logits_CV = logits_CV.copy_(shares_CV)
         # Rows without a target are left out of both products, which costs less than to clear their logits' gradients.
         valid_C1 = valid_C[:, None]
         of_x.append(of_logits_CV @ weight_VD * valid_C1)

@@ -117,6 +117,8 @@ class Run:
 
     def checkpoint_fingerprint(self) -> str | None:
         path = self.checkpoint_file()
+        if path is not None and path.is_dir():
+            path /= "manifest.json"  # It has the hashes of all other files.
         small_file = path is not None and path.is_file() and path.stat().st_size <= HASH_LIMIT_BYTES
         return sha256_file(path) if path is not None and small_file else None
 
