@@ -101,9 +101,11 @@ def in_chunks(
     shares_buffer = x_ND.new_empty(rows, vocab_size, dtype=torch.float32)
     for x_CD, targets_C in zip(x_ND.split(size), targets_N.split(size), strict=True):
         valid_C, targets_C1 = targets_C >= 0, targets_C.clamp(min=0)[:, None]
-        logits_CV = torch.mm(x_CD, weight_VD.mT, out=logits_buffer[: len(x_CD)])
-        if bias_V is not None:
-            logits_CV += bias_V
+        logits_CV = logits_buffer[: len(x_CD)]
+        if bias_V is None:
+            torch.mm(x_CD, weight_VD.mT, out=logits_CV)
+        else:
+            torch.addmm(bias_V, x_CD, weight_VD.mT, out=logits_CV)
         shares_CV = torch.softmax(logits_CV, -1, dtype=torch.float32, out=shares_buffer[: len(x_CD)])
         # log Z from the likeliest class, whose share cannot underflow: one exponential for each logit does for all.
         highest_C = logits_CV.amax(-1).float()

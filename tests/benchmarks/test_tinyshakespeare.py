@@ -21,7 +21,8 @@ import yaml
 
 pytestmark = pytest.mark.benchmark
 
-STEPS, CONTEXT, BATCH = 2000, 64, 12
+STEPS, CONTEXT, BATCH = 1200, 64, 12
+"""Of nanoGPT's 2,000 steps as many as our learning rate needs for its loss."""
 THEIR_LOSS = 1.886
 
 
@@ -89,7 +90,7 @@ def train_ours(folder: Path, *options: str) -> tuple[float, float]:
                 "class_path": "TransformerConfig",
                 "init_args": {"vocab_size": 257, "context": CONTEXT, "layers": 4, "width": 128, "heads": 4},
             },
-            "optimizer": {"learning_rate": 2e-3, "beta2": 0.99},
+            "optimizer": {"learning_rate": 5e-3, "beta2": 0.99},
             "schedule": {"warmup_tokens": 100 * BATCH * CONTEXT},
         },
         "data": {
