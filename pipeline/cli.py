@@ -21,7 +21,7 @@ COMMANDS = {
     "import": "a Hugging Face folder into a run directory",
     "export": "a run into a Hugging Face folder",
     "report": "one HTML page on every run of a folder",
-    "checkpoint": "verify one, cut it for other ranks, or take its weights out as one file",
+    "checkpoint": "verify a checkpoint, cut it for other ranks, or take its weights out as one file",
     "verify-resume": "prove on your own configuration that a killed run goes on exactly, on any number of ranks",
 }
 

@@ -80,8 +80,10 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tokens_folder, 
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
     assert losses(killed.finish()) == losses(whole)
-    names = {path.name for path in (killed.folder / "checkpoints").iterdir()}
-    assert names == {"best.ckpt", "last.ckpt"}
+    folder = killed.folder / "checkpoints"
+    targets = {(folder / name).resolve().name for name in ("best.ckpt", "last.ckpt")}
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt", *targets}
+    assert "step-00000120" in targets
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
