@@ -107,8 +107,6 @@ class LanguageModelling(LightningModule):
         self.refuse_unfit_data()
         if self.pretrained and self.trainer.state.fn == "fit":
             load_pretrained(self.model, self.pretrained, tokenizer=self.data.manifest.tokenizer)
-        if self.trainer.strategy.partitioned:  # pyright: ignore[reportAttributeAccessIssue]
-            self.model.keep_graph()
         if self.checkpoint_blocks:
             try:
                 self.model.recompute_blocks(self.checkpoint_blocks)

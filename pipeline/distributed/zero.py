@@ -114,6 +114,8 @@ class ZeRO(ShardedState, DeepSpeedStrategy):
         assert isinstance(self.config, dict)
         self.config["gradient_clipping"] = float(trainer.gradient_clip_val or 0.0)
         super().setup(trainer)
+        if self.optimizers and self.stage != 3 and getattr(getattr(task, "model", None), "graph_varies", False):
+            reduce_in_order(self.zero_optimizer)
 
     def _format_config(self) -> None:
         super()._format_config()
@@ -239,3 +241,25 @@ class ZeRO(ShardedState, DeepSpeedStrategy):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
         if optimizer.persistent_parameters:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+
+def reduce_in_order(optimizer: Any) -> None:
+    """Make stages 1 and 2 reduce gradients in the order of the parameters, after the backward pass.
+
+    They reduce them as they come, which mixes them up, without a word, where they come in another order on another rank.
+    """
+    order = {parameter: place for place, parameter in enumerate(p for group in optimizer.bit16_groups for p in group)}
+    reduce, finish = (
+        optimizer.reduce_ready_partitions_and_remove_grads,
+        optimizer.independent_gradient_partition_epilogue,
+    )
+    waiting: list[tuple[Any, int]] = []
+
+    def reduce_all() -> None:
+        for parameter, group in sorted(waiting, key=lambda each: order[each[0]]):
+            reduce(parameter, group)
+        waiting.clear()
+        finish()
+
+    optimizer.reduce_ready_partitions_and_remove_grads = lambda parameter, group: waiting.append((parameter, group))
+    optimizer.independent_gradient_partition_epilogue = reduce_all

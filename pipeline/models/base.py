@@ -64,6 +64,9 @@ class LanguageModel(nn.Module, ABC):
     checkpoint_blocks: int = 0
     """Of every so many blocks the last is run again by the backward pass and keeps only its input; 0: of none."""
 
+    graph_varies: ClassVar[bool] = False
+    """Whether the order in which gradients come depends on the batch, so that it may differ from rank to rank."""
+
     @abstractmethod
     def forward(self, tokens_BT: Tensor, state: Any = None, targets: Targets | None = None) -> tuple[Any, Any]:
         """Return logits_BTV for the token after each position, or the `Scores` of targets, and the state after the last one.
@@ -108,10 +111,6 @@ class LanguageModel(nn.Module, ABC):
         if self.checkpoint_blocks and (number + 1) % self.checkpoint_blocks == 0 and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
         return block(*inputs)
-
-    def keep_graph(self) -> None:
-        """From now on, run the same operations in the same order whatever the batch: ranks whose gradients come in another order
-        would be mixed up where they are reduced as they come (ZeRO stages 1 and 2)."""
 
     def attention_maps(self, tokens_BT: Tensor, source_BS: Tensor | None = None) -> dict[str, list[Tensor]]:
         """Attention weights as probabilities, by kind ("self", "encoder", "cross"): a tensor_BHTS for each layer.

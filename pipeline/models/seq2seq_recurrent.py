@@ -115,8 +115,6 @@ class Encoder(nn.Module):
             # tanh for the hidden state, as in Bahdanau et al. 2015, appendix A.2.2; a cell is not bounded.
             bridges = [nn.Sequential(Bridge(width, layers), nn.Tanh()), Bridge(width, layers)][: rnn.states]
         self.bridges = nn.ModuleList(bridges)
-        self.packs_always = False
-        """Whether rows that are all as long as the longest are packed, too."""
 
     def forward(self, x_BSD: Tensor, lengths_B: Tensor) -> tuple[Tensor, State]:
         """Return memory_BSE, cut to the longest row, and the decoder's first state.
@@ -125,7 +123,7 @@ class Encoder(nn.Module):
             lengths_B: tokens of each row, at least 1; what lies behind them changes nothing.
         """
         lengths_B = lengths_B.cpu()
-        if not self.packs_always and int(lengths_B.min()) == x_BSD.shape[1]:
+        if int(lengths_B.min()) == x_BSD.shape[1]:
             # Nothing to pack, which costs a fifth of a training step.
             memory_BSE, state = self.rnn(x_BSD)
         else:
@@ -150,6 +148,9 @@ class DecoderState:
 
 
 class RecurrentSeq2Seq(EncoderDecoder):
+    # Of packed rows, and of packed rows all alike, torch's gradients come in other orders than of rows unpacked.
+    graph_varies = True
+
     config: RecurrentSeq2SeqConfig
 
     def __init__(self, config: RecurrentSeq2SeqConfig):
@@ -185,9 +186,6 @@ class RecurrentSeq2Seq(EncoderDecoder):
             focus = MonotonicFocus(window) if self.config.alignment == "monotonic" else PredictiveFocus(width, window)
         memory_width = 2 * width if self.config.bidirectional else width
         return Attention(width, memory_width, SCORES[self.config.attention](width), focus)
-
-    def keep_graph(self) -> None:
-        self.encoder.packs_always = True
 
     def initialise(self, module: nn.Module) -> None:
         """See `init_range` and `forget_bias`."""
