@@ -172,10 +172,20 @@ class ShardedState(Strategy):
         return {}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """What Lightning and the task keep in a checkpoint; weights and optimizer follow in `load_model_state_dict`."""
+        """What Lightning and the task keep in a checkpoint; weights and optimizer follow in `load_model_state_dict`.
+
+        Raises:
+            InputError: on every rank, where the checkpoint is damaged.
+        """
         self.source: RunState = open_state(Path(checkpoint_path))
+        damage = None
         if self.is_global_zero:
-            self.source.check()
+            try:
+                self.source.check()
+            except InputError as error:
+                damage = str(error)
+        if damage := self.broadcast(damage):
+            raise InputError(damage)
         return self.source.training()
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

@@ -74,8 +74,6 @@ class ZeRO(ShardedState, DeepSpeedStrategy):
         # Our optimizers are torch's: DeepSpeed's own would be compiled for minutes at the first start.
         self.config["zero_force_ds_cpu_optimizer"] = False
         self.config["zero_optimization"]["memory_efficient_linear"] = False
-        # Small weights stay gathered only where that saves traffic; pieces are read from partitions in any case.
-        self.config["wall_clock_breakdown"] = False
 
     @property
     def label(self) -> str:
@@ -104,9 +102,7 @@ class ZeRO(ShardedState, DeepSpeedStrategy):
         super(DeepSpeedStrategy, self).setup_environment()
 
     def setup(self, trainer: Any) -> None:
-        task = self.lightning_module
-        assert task is not None
-        optimizer = getattr(task, "optimizer", None)
+        optimizer = getattr(self.task, "optimizer", None)
         if getattr(optimizer, "needs_whole_matrices", False):
             raise InputError(
                 f"{type(optimizer).__name__} steps whole matrices, which ZeRO cuts: use AdamW, or pipeline.distributed.DDP"
@@ -114,7 +110,7 @@ class ZeRO(ShardedState, DeepSpeedStrategy):
         assert isinstance(self.config, dict)
         self.config["gradient_clipping"] = float(trainer.gradient_clip_val or 0.0)
         super().setup(trainer)
-        if self.optimizers and self.stage != 3 and getattr(getattr(task, "model", None), "graph_varies", False):
+        if self.optimizers and self.stage != 3 and getattr(getattr(self.task, "model", None), "graph_varies", False):
             reduce_in_order(self.zero_optimizer)
 
     def _format_config(self) -> None:
@@ -178,29 +174,20 @@ class ZeRO(ShardedState, DeepSpeedStrategy):
         group, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
         swapped = optimizer._swappable_optimizer_subgroup(group)
         flat = optimizer.fp32_partitioned_groups_flat[group]
-        kinds = [
-            None,
-            *(
-                key
-                for key, value in optimizer.optimizer.state.get(flat, {}).items()
-                if torch.is_tensor(value) and value.dim()
-            ),
-        ]
-        for kind in kinds:
+        state = optimizer.optimizer.state.get(flat, {})
+        tensors = {WEIGHTS: flat} | {kind: v for kind, v in state.items() if torch.is_tensor(v) and v.dim()}
+        for kind, tensor in tensors.items():
             if swapped:
-                values = optimizer.get_local_fp32_param(parameter, kind).clone()
+                values = optimizer.get_local_fp32_param(parameter, None if kind == WEIGHTS else kind).clone()
                 loaded = partial(self.write_swapped, parameter, kind, values)
+                yield Piece(kind, name, shape, start, values[:length], loaded)
             else:
-                values, loaded = (
-                    (flat if kind is None else optimizer.optimizer.state[flat][kind]).narrow(0, offset, numel),
-                    None,
-                )
-            yield Piece(kind or WEIGHTS, name, shape, start, values[:length], loaded)
+                yield Piece(kind, name, shape, start, tensor.narrow(0, offset, numel)[:length])
 
-    def write_swapped(self, parameter: Any, kind: str | None, filled: Tensor, values: Tensor) -> None:
+    def write_swapped(self, parameter: Any, kind: str, filled: Tensor, values: Tensor) -> None:
         """Give a part that waits on a disk new values."""
         filled[: values.numel()] = values
-        self.zero_optimizer.set_local_hp_param(filled, parameter, kind)
+        self.zero_optimizer.set_local_hp_param(filled, parameter, None if kind == WEIGHTS else kind)
 
     def flat_groups(self) -> list[Tensor]:
         """The flat fp32 tensors that the optimizer steps."""

@@ -6,8 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-import yaml
-from distributed.session import run_commands
+from distributed.session import fit_command, run_commands
 
 pytestmark = pytest.mark.benchmark
 
@@ -32,10 +31,7 @@ def tokens_per_second(folder: Path, tokens: Path, strategy: str, ranks: int) -> 
         },
         "wandb": {"mode": "disabled"},
     }  # fmt: skip
-    folder.mkdir(parents=True)
-    path = folder / "given.yaml"
-    path.write_text(yaml.safe_dump(config))
-    run_commands([["fit", "--config", str(path)]], ranks, timeout=600)
+    run_commands([fit_command(folder, config)], ranks, timeout=600)
     with (folder / "metrics.csv").open() as file:
         rates = [
             float(row["train/tokens_per_second"]) for row in csv.DictReader(file) if row["train/tokens_per_second"]

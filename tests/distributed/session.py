@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 RENDEZVOUS_SECONDS = 300
 
 
@@ -16,6 +18,14 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def fit_command(folder: Path, config: dict) -> list[str]:
+    """The command that trains by a configuration, which is written into a new folder."""
+    folder.mkdir(parents=True)
+    path = folder / "given.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return ["fit", "--config", str(path)]
 
 
 def run_commands(commands: Sequence[Sequence[str]], ranks: int, timeout: float = RENDEZVOUS_SECONDS) -> str:

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from distributed.session import run_commands
+from distributed.session import fit_command, run_commands
 from torch.nn import functional as F
 
 from data_prep.shards import Manifest
@@ -77,10 +76,7 @@ def command(
         },
         "wandb": {"mode": "disabled"},
     }  # fmt: skip
-    folder.mkdir(parents=True)
-    path = folder / "given.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return ["fit", "--config", str(path)]
+    return fit_command(folder, config)
 
 
 def curve_of(folder: Path) -> dict[str, list[float]]:

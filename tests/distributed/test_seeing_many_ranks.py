@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
-from distributed.session import run_commands
+from distributed.session import fit_command, run_commands
 
 pytestmark = pytest.mark.slow
 
@@ -36,10 +35,7 @@ def write_config(folder: Path, tokens: Path, strategy: str, micro_batch: int, **
         },
         "wandb": {"mode": "disabled"},
     }  # fmt: skip
-    folder.mkdir(parents=True)
-    path = folder / "given.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return ["fit", "--config", str(path)]
+    return fit_command(folder, config)
 
 
 @pytest.fixture(scope="module")

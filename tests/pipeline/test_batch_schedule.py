@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from counting_tokens import Counting
 
 from pipeline.batch import MixedWindows, Windows
 from pipeline.batch_schedule import BatchRamp, BatchSchedule
@@ -18,17 +19,6 @@ SCHEDULES = {
     "both": BatchSchedule(512, 32, ramp=RAMP, contexts=CONTEXTS),
     "short ramp": BatchSchedule(512, 32, ramp=BatchRamp(start_tokens=128, over_tokens=140)),
 }
-
-
-class Counting:
-    def __init__(self, length: int):
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
-        return starts[:, None] + np.arange(length)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -3,26 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from counting_tokens import Counting
 from scipy import stats
 
 from pipeline.batch import Pairs, Samples, Streams, Windows
 from pipeline.loader import PairEvaluation, StreamEvaluation, TrainingLoader, WindowEvaluation
 from pipeline.models.base import NO_TOKEN
 from pipeline.order import LengthOrder, SampleOrder
-
-
-class Counting:
-    """Tokens 0, 1, 2, ...: a token says where it stands."""
-
-    def __init__(self, length: int):
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
-        assert starts.max() + length <= self.length
-        return starts[:, None] + np.arange(length)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 5, 64, 1000, 4097])

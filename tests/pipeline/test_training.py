@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tiny_runs
 import torch
 import yaml
 from lightning import Callback
@@ -63,25 +64,10 @@ FAMILIES = {
 
 
 def write_config(path: Path, tokens: Path, architecture: dict, **overrides) -> Path:
-    config = {
-        "trainer": {"default_root_dir": str(path.parent / "run"), "log_every_n_steps": 1, "enable_progress_bar": False},
-        "model": {
-            "architecture": architecture,
-            "optimizer": {"learning_rate": 3e-3},
-            "schedule": {"warmup_tokens": 4 * BATCH},
-        },
-        "data": {
-            "path": str(tokens), "context": 32, "batch_tokens": BATCH, "micro_batch": 8,
-            "total_tokens": STEPS * BATCH, "validate_every_tokens": 20 * BATCH, "validation_tokens": 2000,
-        },
-        "wandb": {"mode": "disabled"},
-    }  # fmt: skip
-    for key, value in overrides.items():
-        section, name = key.split("__")
-        config[section][name] = value
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config))
-    return path
+    longer = {"model__schedule": {"warmup_tokens": 4 * BATCH}, "data__total_tokens": STEPS * BATCH}
+    return tiny_runs.write_config(
+        path, tokens, architecture, **(longer | {"data__validate_every_tokens": 20 * BATCH} | overrides)
+    )
 
 
 def fit(config: Path, *arguments: str) -> list[dict[str, str]]:

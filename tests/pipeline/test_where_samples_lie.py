@@ -2,23 +2,11 @@
 
 import numpy as np
 import pytest
+from counting_tokens import Counting
 
 from pipeline.batch import Pairs, Samples, Streams, Windows
 from pipeline.models.base import NO_TOKEN
 from pipeline.order import SampleOrder, invert, permute, round_keys
-
-
-class Counting:
-    """Tokens 0, 1, 2, ...: a token says where it stands."""
-
-    def __init__(self, length: int):
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
-        return starts[:, None] + np.arange(length)
 
 
 class Couples:
