@@ -1,6 +1,5 @@
 """What is measured beside the loss, at the steps that are logged: norms by group of layers, memory by rank."""
 
-import resource
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor
 
+from pipeline.metrics import peak_resident_bytes
 from pipeline.norms import squares_by_group, tensor_norms
 from pipeline.state_files import WEIGHTS
 from pipeline.task import LanguageModelling
@@ -74,4 +74,4 @@ def peak_bytes(device: torch.device) -> int:
     """The most memory that this process has held on the device."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident_bytes()

@@ -138,21 +138,22 @@ def test_a_tied_table_gets_the_gradients_of_both_its_uses():
 
 
 MEMORY = """
-import resource, sys, torch
+import sys, torch
 from torch.nn import functional as F
 from pipeline.layers.head import Targets
+from pipeline.metrics import peak_resident_bytes
 from pipeline.models.transformer import TransformerConfig
 torch.set_num_threads(1)
 model = TransformerConfig(vocab_size=50257, context=256, layers=2, width=64, heads=2).build()
 tokens = torch.randint(0, 50257, (8, 256))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_resident_bytes()
 with torch.autocast("cpu", torch.bfloat16):
     if sys.argv[1] == "chunks":
         loss = model(tokens, None, Targets(tokens))[0].loss
     else:
         loss = F.cross_entropy(model(tokens)[0].flatten(0, 1).float(), tokens.flatten())
 loss.backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak_resident_bytes() - before)
 """
 
 
