@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m
 
-.PHONY: help install demo test test-all bench lint format clean
+.PHONY: help install demo test test-all test-slurm bench lint format clean
 
 help:
 	@echo "make demo      prepare a corpus, train a GPT and an LSTM, judge them, write a report (a few minutes on 2 cores)"
 	@echo "make test      the fast tests"
 	@echo "make test-all  the slow tests too"
+	@echo "make test-slurm  jobs on a Slurm cluster that is started for them, where Slurm is installed"
 	@echo "make bench     ratios of speed, on an idle machine"
 	@echo "make lint      ruff and pyright"
 	@echo "make install   .venv with everything; the others do it by themselves"
@@ -39,6 +40,10 @@ test: install
 
 test-all: test
 	$(RUN) pytest -m slow
+
+# A cluster for each of two workers.
+test-slurm: install
+	OMP_NUM_THREADS=1 $(RUN) pytest -m slurm tests/slurm --numprocesses 2
 
 bench: install
 	$(RUN) pytest -m benchmark tests/benchmarks

@@ -6,7 +6,7 @@ inside a segment, so that any of them is found from any other without counting t
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -174,3 +174,8 @@ class BatchSchedule:
             return {"past": [list(segment) for segment in self.past], "start": list(self.start)}
         past = [list(segment) for segment in self.segments if segment.step < step]
         return {"past": past, "start": list(self.segment_at(step).at(step))}
+
+
+def last_within(limit: float, amount_at: Callable[[int], float]) -> int:
+    """The last step up to which an amount that grows by 1 or more with every step is at most `limit`."""
+    return bisect_right(range(int(limit) + 2), limit, key=amount_at) - 1

@@ -22,6 +22,14 @@ COMMANDS = {
     "export": "a run into a Hugging Face folder",
     "report": "one HTML page on every run of a folder",
     "checkpoint": "verify a checkpoint, cut it for other ranks, or take its weights out as one file",
+    "plan": "what a run will need, before it runs: memory, time, cost, disk",
+    "bench": "measure this machine, for plans that know it",
+    "submit": "plan a run, check the cluster, and queue it on Slurm: data, training, evaluation",
+    "status": "how a submitted run is doing",
+    "cancel": "take a submitted run off the cluster",
+    "logs": "the output of a submitted run",
+    "preflight": "check the nodes of a job before training: GPUs, network, clocks, disks",
+    "supervise": "start training again after a crash or a preemption, within bounds",
     "verify-resume": "prove on your own configuration that a killed run goes on exactly, on any number of ranks",
 }
 

@@ -1,9 +1,7 @@
 """The DataModule: from folders of token shards and sizes in tokens to loaders, steps and accumulation for any number of ranks."""
 
 import json
-from bisect import bisect_right
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +16,10 @@ from data_prep.files import InputError, read_json
 from data_prep.shards import Manifest, TokenReader
 from data_prep.tokenizer import Tokenizer
 from pipeline.batch import MixedWindows, Pairs, Samples, Streams
-from pipeline.batch_schedule import BatchRamp, BatchSchedule
+from pipeline.batch_schedule import BatchRamp, BatchSchedule, last_within
 from pipeline.loader import EvaluationLoader, PairEvaluation, StreamEvaluation, TrainingLoader, WindowEvaluation
-from pipeline.mixture import Mixture, whole_weights
+from pipeline.mixture import Mixture
+from pipeline.mixture_parts import MixturePart, mixture_weights, normalised
 
 FULL_CHECK_BYTES = 1 << 30
 """Splits up to this size have every checksum read at the start; larger ones their sizes only (`data_prep verify` reads all)."""
@@ -37,37 +36,6 @@ Change = Literal[
 
 SIZES = ("batch_tokens", "context", "batch_ramp", "context_schedule")
 """What of it decides how many samples a step has, and how long they are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixturePart:
-    """Tokens that a mixture takes samples from, and how many of them."""
-
-    weight: float
-    """Share of the samples; the weights of a mixture are normalised to sum to 1."""
-    path: str | None = None
-    """Folder with manifest.json, of the same tokenizer; data.path when not given."""
-    source: str | None = None
-    """The source of that folder to take; when not given, all of `path`, or, without a path, the source of the part's name."""
-
-    def manifest(self, name: str, folder: Path) -> Manifest:
-        """The shards of this part.
-
-        Raises:
-            InputError: no such folder, or no such source in its train split.
-        """
-        whole = Manifest.load(self.path or folder)
-        source = self.source or (None if self.path else name)
-        if source is None:
-            return whole
-        there = sorted({shard.source for shard in whole.splits.get("train", ())})
-        if source not in there:
-            raise InputError(
-                f"data.mixture.{name} takes the source {source!r}, of which {whole.folder} has no tokens to train on: "
-                f"it has {', '.join(there) or 'none'}"
-            )
-        chosen = {split: tuple(s for s in shards if s.source == source) for split, shards in whole.splits.items()}
-        return replace(whole, splits=chosen)
 
 
 class TokenDataModule(LightningDataModule):
@@ -165,7 +133,10 @@ class TokenDataModule(LightningDataModule):
         if mixture:
             # By name, so that the order in which a YAML lists them means nothing.
             mixture = dict(sorted(mixture.items()))
-            self.weights = mixture_weights(mixture)
+            given = {name: part.weight for name, part in mixture.items()}
+            self.weights = mixture_weights(given)
+            if abs(sum(given.values()) - 1) > 1e-6:
+                rank_zero_only(print)(normalised(given, self.weights))
             self.part_manifests = {name: part.manifest(name, self.path) for name, part in mixture.items()}
             self.refuse_unfit_parts()
         if order == "pairs" and not self.manifest.pairs:
@@ -469,21 +440,6 @@ class TokenDataModule(LightningDataModule):
         )
 
 
-def mixture_weights(mixture: dict[str, MixturePart]) -> dict[str, int]:
-    """The weights as whole numbers; says on standard output where they do not sum to 1."""
-    given = {name: part.weight for name, part in mixture.items()}
-    try:
-        whole = whole_weights(given)
-    except ValueError as error:
-        raise ValueError(f"data.mixture: {error}") from error
-    if abs(sum(given.values()) - 1) > 1e-6:
-        shares = ", ".join(f"{name} {weight / sum(whole.values()):.4g}" for name, weight in whole.items())
-        rank_zero_only(print)(
-            f"The weights of data.mixture sum to {sum(given.values()):.6g}; made to sum to 1: {shares}"
-        )
-    return whole
-
-
 def schedule_settings(identity: dict[str, Any]) -> dict[str, Any]:
     """The arguments of the BatchSchedule that a run's identity describes."""
     ramp, contexts = identity.get("batch_ramp"), identity.get("context_schedule")
@@ -493,8 +449,3 @@ def schedule_settings(identity: dict[str, Any]) -> dict[str, Any]:
         "ramp": ramp and BatchRamp(**ramp),
         "contexts": contexts and dict(contexts),
     }
-
-
-def last_within(limit: float, amount_at: Callable[[int], float]) -> int:
-    """The last step up to which an amount that grows by 1 or more with every step is at most `limit`."""
-    return bisect_right(range(int(limit) + 2), limit, key=amount_at) - 1

@@ -41,7 +41,10 @@ HASH = "xxh3_128"
 """Finds damage, at the speed of memory; SHA-256 would be slower than a fast disk."""
 CHUNK_BYTES = 2 << 20
 FULL_CHECK_BYTES = 1 << 30
-"""Checkpoints up to this size have every hash read before they are used; larger ones their sizes only."""
+"""Checkpoints up to this size have every hash read before they are used for anything; larger ones their sizes only, except
+before training goes on with them: then the ranks share the reading."""
+BROKEN = "broken-"
+"""Begins the name of a checkpoint that was found damaged and kept aside."""
 PATIENCE_SECONDS = 1800
 """How long the first rank waits for the others' files."""
 
@@ -278,6 +281,34 @@ def point(link: Path, target: Path) -> None:
     sync(link.parent)
 
 
+# -- going on though one is damaged
+
+
+def older_checkpoints(link: Path) -> list[Path]:
+    """The checkpoints that a run may go on from where `link` (last.ckpt, best.ckpt) names one: that, then the older ones.
+
+    A link that is missing, as after a kill before the first one was made, stands for the newest.
+    """
+    steps = sorted((path for path in link.parent.glob("step-*") if path.is_dir()), reverse=True)
+    if not link.is_symlink():
+        return [link, *steps] if link.exists() else steps
+    named = link.parent / link.readlink().name
+    return [named, *(path for path in steps if path.name < named.name)]
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a damaged checkpoint so that nothing finds it any more; return its new name, None where there is nothing of it."""
+    if not path.exists():
+        return None
+    aside, number = path.with_name(BROKEN + path.name), 0
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{BROKEN}{path.name}.{number}")
+    path.rename(aside)
+    sync(path.parent)
+    return aside
+
+
 # -- reading
 
 STORED = re.compile(r"(?P<kind>[^/]+)/(?P<name>[^\[]+)(?:\[(?P<start>\d+):(?P<stop>\d+)\])?")
@@ -306,11 +337,17 @@ class StateFolder:
                 f"{path} is not a checkpoint: it has no {MANIFEST}; give last, best or a folder that has one"
             )
         self.manifest = read_json(path / MANIFEST)
+        if not isinstance(self.manifest, dict) or not isinstance(self.manifest.get("files", {}), dict):
+            raise InputError(f"{path / MANIFEST} is not a checkpoint's, so the checkpoint is damaged: use another")
         if self.manifest.get("format") != FORMAT:
             raise InputError(
                 f"{path} has checkpoint format {self.manifest.get('format')}, this version reads {FORMAT}: use the version that wrote it"
             )
+        if not {"files", "ranks", "strategy"} <= self.manifest.keys():
+            raise InputError(f"{path / MANIFEST} lacks a part, so the checkpoint is damaged: use another")
         for name, entry in self.manifest["files"].items():
+            if not isinstance(entry, dict) or not {"bytes", HASH} <= entry.keys():
+                raise InputError(f"{path / MANIFEST} lacks a part, so the checkpoint is damaged: use another")
             file = path / name
             if not file.is_file() or file.stat().st_size != entry["bytes"]:
                 there = f"has {file.stat().st_size} bytes" if file.is_file() else "is missing"
@@ -322,9 +359,13 @@ class StateFolder:
     def bytes(self) -> int:
         return sum(entry["bytes"] for entry in self.manifest["files"].values())
 
-    def verify(self) -> None:
-        """Read every byte. Raises InputError for the first file whose hash is not the manifest's, or a tensor with a gap."""
-        for name, entry in self.manifest["files"].items():
+    def verify(self, rank: int = 0, ranks: int = 1) -> None:
+        """Read every byte, or one rank's share of the files.
+
+        Raises:
+            InputError: the hash of a file is not the manifest's, or a tensor has a gap.
+        """
+        for name, entry in [*self.manifest["files"].items()][rank::ranks]:
             if hash_of(self.path / name) != entry[HASH]:
                 raise InputError(
                     f"{self.path / name} does not match its hash in {MANIFEST}, so it was changed: use another"
@@ -470,6 +511,9 @@ class StateFile:
 
     kinds = frozenset({WEIGHTS})
     written_by = (1, "one file")
+
+    def verify(self, rank: int = 0, ranks: int = 1) -> None:
+        """Its reader has met every byte."""
 
     def check(self) -> None:
         """Its reader has met every byte."""

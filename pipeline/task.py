@@ -1,6 +1,7 @@
 """Language modelling as a LightningModule: batch -> loss -> step. Every family of models trains through this one definition."""
 
 import math
+from collections.abc import Callable, Container
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +26,18 @@ from pipeline.schedule import CosineSchedule, Schedule
 from pipeline.scheduled_sampling import mix_inputs
 
 # B batch, T time
+
+
+class StepWithdrawn(Exception):
+    """Raised on every rank where a step was left out and is not to count: the loop lets `answer` say how training goes on.
+
+    Args:
+        answer: called when the loop is left. Where it returns, training begins anew at what is in the loops' counters then.
+    """
+
+    def __init__(self, answer: Callable[[], None]):
+        super().__init__("a step was left out and is not counted")
+        self.answer = answer
 
 
 class LanguageModelling(LightningModule):
@@ -79,11 +92,25 @@ class LanguageModelling(LightningModule):
         self.loaded: dict[str, Any] = {"step": 0, "tokens_seen": 0}
         self.step_ended = True
         """Whether the micro-batch in hand, or the last one, is the last of its global batch."""
+        self.validation_due = False
+        """Whether the run stopped before a validation of the weights in hand was done."""
         self.carried: CarriedState | None = None
         self.masters: MasterWeights | None = None
         """The optimizer, where the model's own weights are of half precision and the strategy keeps no better ones."""
         self.averaged: AveragedWeights | None = None
         """The moving average of the weights, in training that keeps one."""
+        self.judge: Callable[[Tensor | float], bool] | None = None
+        """Asked on every rank, with the norm of the gradient of all ranks before clipping, whether to leave this step out."""
+        self.withdraw: Callable[[], None] | None = None
+        """Given by who judges, where the step that is left out is not to count either."""
+        self.left_out: Container[int] = ()
+        """Steps, counted from 1, that are passed over without being computed."""
+        self.passed_over = False
+        """Whether the step in hand is one of them."""
+        self.step_skipped = False
+        """Whether the step in hand, or the last one, has left everything as it was: it was passed over, or judged unfit."""
+        self.notes: dict[str, Any] = {}
+        """What others add to the record of every checkpoint; plain values."""
         self.gradient_norms: tuple[list[str], Tensor] | None = None
         """Of the last step, before clipping: the norm of each parameter's gradient; None where the strategy clips."""
         self.evaluation: dict[str, Any] = {}
@@ -178,6 +205,10 @@ class LanguageModelling(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.step_begins, self.step_ended = self.step_ended, batch.ends_step
+        if self.step_begins:
+            self.step_skipped = self.passed_over = self.trainer.global_step + 1 in self.left_out
+            if self.carried and self.judge and not self.passed_over:
+                self.carried.keep()
         # Dropout is a function of the place in the order, so a resumed run draws what an uninterrupted one would.
         torch.manual_seed(hash((self.data.seed, int(batch.samples_B[0]))))
         rate = self.learning_rate(self.trainer.global_step)
@@ -228,6 +259,17 @@ class LanguageModelling(LightningModule):
         parameters = self.with_gradients()
         norms_P = clip_gradients(parameters.values(), limit)
         self.gradient_norms, self.gradient_norm = ([*parameters], norms_P), torch.linalg.vector_norm(norms_P)
+        if self.refuses_step(self.gradient_norm):
+            # An optimizer passes over what has no gradient: no update, no decay, no count.
+            for parameter in parameters.values():
+                parameter.grad = None
+
+    def refuses_step(self, norm: Tensor | float) -> bool:
+        """Whether the step in hand, with this norm of the gradient of all ranks, is left out; every rank calls it before the step."""
+        self.step_skipped = self.judge is not None and self.judge(norm)
+        if self.step_skipped and self.carried:
+            self.carried.go_back()
+        return self.step_skipped
 
     def with_gradients(self) -> dict[str, torch.nn.Parameter]:
         """The parameters, or their masters, that have a gradient now, by their names in the model."""
@@ -242,8 +284,11 @@ class LanguageModelling(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        if self.withdraw:
+            answer, self.withdraw = self.withdraw, None
+            raise StepWithdrawn(answer)
         # With the step itself, before anything that follows it looks at the average or saves it.
-        if self.averaged and self.ema_half_life_tokens and self.step_ended:
+        if self.averaged and self.ema_half_life_tokens and self.step_ended and not self.step_skipped:
             done = self.trainer.global_step  # without this step
             before, after = self.data.tokens_at(done), self.data.tokens_at(done + 1)
             self.averaged.update(share_of_step(before, after, self.ema_half_life_tokens))
@@ -265,7 +310,10 @@ class LanguageModelling(LightningModule):
         return {"step": step, "tokens_seen": self.data.tokens_at(step)}
 
     def measure_step(self, valid_tokens: int) -> dict[str, float]:
-        """Loss (nats per token of the global batch), gradient norms and learning rate of the step that has just ended."""
+        """Loss (nats per token of the global batch), gradient norms and learning rate of the step that has just ended; `train/skipped`
+        where it changed nothing, alone where it was not even computed."""
+        if self.passed_over:
+            return {"train/skipped": 1.0}
         loss = float(self.trainer.strategy.reduce(self.step_nll.clone(), reduce_op="sum")) / valid_tokens
         strategy = self.trainer.strategy
         norm = strategy.gradient_norm if strategy.clips_gradients else float(self.gradient_norm)  # pyright: ignore[reportAttributeAccessIssue]
@@ -275,6 +323,7 @@ class LanguageModelling(LightningModule):
             "train/grad_norm": norm,
             "train/grad_norm_clipped": min(norm, self.gradient_limit),
             "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+            **({"train/skipped": 1.0} if self.step_skipped else {}),
         }
 
     # -- evaluation
@@ -369,7 +418,10 @@ class LanguageModelling(LightningModule):
             "batches": self.data.batches.history(),
             "order_since": self.data.order_since,
             **self.progress(),
+            **self.notes,
         }
+        if self.validation_due:
+            checkpoint[RECORD_KEY]["validation_due"] = True
         if self.carried:
             checkpoint[RECORD_KEY]["carried"] = self.carried.gather(
                 lambda part: self.trainer.strategy.reduce(part, reduce_op="sum")
@@ -383,6 +435,7 @@ class LanguageModelling(LightningModule):
         self.loaded = checkpoint[RECORD_KEY]
         if self.trainer.state.fn == "fit":
             self.data.go_on_from(self.loaded)
+            self.validation_due = self.loaded.get("validation_due", False)
             self.count_batches(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"])
 
     def count_batches(self, progress: dict[str, Any]) -> None:

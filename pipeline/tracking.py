@@ -2,10 +2,13 @@
 
 import csv
 import io
+import json
 import netrc
 import os
+import struct
 import uuid
 from argparse import Namespace
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,14 +37,18 @@ class Wandb:
             return self.mode
         return os.environ.get("WANDB_MODE") or ("online" if has_account() else "offline")
 
-    def logger(self, run_directory: Path) -> WandbLogger | None:
-        """The logger of this run; a continued run goes on under the same id."""
+    def logger(self, run_directory: Path, known_id: str | None = None) -> "WandbLog | None":
+        """The logger of this run; a continued run goes on under the same id.
+
+        Args:
+            known_id: the id in the checkpoint that the run goes on from, for a run directory that came without it.
+        """
         mode = self.resolved_mode()
         if mode == "disabled":
             return None
         os.environ.setdefault("WANDB_SILENT", "true")
-        logger = WandbLogger(
-            name=self.name or run_directory.name, save_dir=run_directory, id=run_id(run_directory), resume="allow",
+        logger = WandbLog(
+            name=self.name or run_directory.name, save_dir=run_directory, id=run_id(run_directory, known_id), resume="allow",
             project=self.project, entity=self.entity, mode=mode, log_model=False,
         )  # fmt: skip
         # Lightning hands on a setting that wandb has given up and warns of.
@@ -59,12 +66,156 @@ def has_account() -> bool:
 
 
 @rank_zero_only
-def run_id(run_directory: Path) -> str:
+def run_id(run_directory: Path, known_id: str | None = None) -> str:
     """The id under which wandb knows this run, made once and kept in the run directory."""
     path = run_directory / "wandb-id"
     if not path.exists():
-        write_text(path, uuid.uuid4().hex[:12] + "\n")
+        write_text(path, (known_id or uuid.uuid4().hex[:12]) + "\n")
     return path.read_text().strip()
+
+
+class WandbLog(WandbLogger):
+    """One wandb run through all attempts, whose steps are the optimizer's and only ever grow.
+
+    wandb cannot take a step twice. Where an attempt goes back to a checkpoint, the steps that wandb has already are not sent
+    again: at the same layout they are the same, bit for bit. Those up to the checkpoint that a kill kept from it are sent from
+    metrics.csv. The first new row says where this attempt began: `restored_from`, a step, and `attempt`, counted from 1.
+    """
+
+    had = -1
+    """The last step that wandb has from earlier attempts."""
+    attempts = 0
+    """Counted from 1; 0 before the first of this process."""
+    keys: frozenset[str] = frozenset()
+    """What it has of that step."""
+    first_row: Mapping[str, float] = {}
+    """What is added to the next row."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(str(self.save_dir))
+
+    @property
+    def progress_file(self) -> Path:
+        """Holds the last step that was handed to wandb, and the number of attempts; where its own files are gone, this is believed."""
+        return self.folder / "wandb-progress"
+
+    @rank_zero_only
+    def continue_from(self, step: int) -> None:
+        """Begin an attempt after `step` optimizer steps; metrics.csv holds their rows."""
+        last, attempts = self.read_progress()
+        # A process that goes back knows what it has sent; what one before it has sent may be lost with it.
+        self.keys = frozenset()
+        if self.attempts == 0 and (found := self.received(self.experiment)):
+            last, self.keys = found
+        self.had = last
+        self.write_progress(last, attempts + 1)
+        missed = [row for row in read_rows(self.folder / "metrics.csv") if last < int(row["step"]) <= step]
+        for row in missed:
+            self.send({name: float(value) for name, value in row.items() if name != "step" and value}, int(row["step"]))
+        if attempts:
+            self.first_row = {"restored_from": step, "attempt": attempts + 1}
+
+    def received(self, run: Any) -> tuple[int, frozenset[str]] | None:
+        """The last step that wandb has, and what of it; None where nothing here tells."""
+        own = Path(str(getattr(run, "dir", ""))).parent
+        folders = sorted(path for path in (self.folder / "wandb").glob("offline-run-*") if path != own)
+        found = next((last for path in reversed(folders) if (last := last_row(path))), None)
+        if getattr(run, "resumed", False):
+            of_server = int(getattr(run, "starting_step", 0)) - 1
+            if found is None or of_server > found[0]:
+                return of_server, frozenset()
+        return found
+
+    def read_progress(self) -> tuple[int, int]:
+        try:
+            last, attempts = map(int, self.progress_file.read_text().split())
+        except (OSError, ValueError):
+            return -1, 0
+        return last, attempts
+
+    def write_progress(self, last: int, attempts: int | None = None) -> None:
+        """In place and of fixed length: after a kill it is the number before or the one after."""
+        if attempts is not None:
+            self.attempts = attempts
+            write_text(self.progress_file, "\n")
+        with self.progress_file.open("r+b", buffering=0) as file:
+            file.write(f"{last:12d} {self.attempts:6d}\n".encode())
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        assert step is not None
+        if step > self.had:
+            self.send({**self.first_row, **metrics}, step)
+            self.first_row = {}
+        elif step == self.had and self.keys:
+            # A validation that was made up for after its step was sent: with the next row.
+            late = {name: value for name, value in metrics.items() if name not in self.keys and name.startswith("val/")}
+            self.first_row = {**self.first_row, **late}
+
+    def send(self, metrics: Mapping[str, float], step: int) -> None:
+        self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
+        self.write_progress(step)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        super().finalize(status)
+        if status != "success" and (hint := how_to_upload(self.folder)):
+            print(hint, flush=True)
+
+
+def how_to_upload(run_directory: Path) -> str | None:
+    """The command that uploads what wandb kept offline, of all attempts, as a sentence; None where there is nothing."""
+    if not any((run_directory / "wandb").glob("offline-run-*")):
+        return None
+    return f"wandb kept this run offline; to upload it: wandb sync {run_directory / 'wandb'}/offline-run-*"
+
+
+# -- what wandb writes offline: records in blocks, as LevelDB's log
+
+BLOCK_BYTES, FILE_HEADER_BYTES, RECORD_HEADER = 1 << 15, 7, struct.Struct("<IHB")
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+def stored_records(path: Path) -> Iterator[bytes]:
+    """The records of a .wandb file; what a kill cut short ends them."""
+    content, place, parts = path.read_bytes(), FILE_HEADER_BYTES, b""
+    while place + RECORD_HEADER.size <= len(content):
+        left = BLOCK_BYTES - place % BLOCK_BYTES
+        if left < RECORD_HEADER.size:
+            place += left
+            continue
+        _, length, kind = RECORD_HEADER.unpack_from(content, place)
+        place += RECORD_HEADER.size
+        if kind not in (FULL, FIRST, MIDDLE, LAST) or place + length > len(content):
+            return
+        part, place = content[place : place + length], place + length
+        parts = part if kind in (FULL, FIRST) else parts + part
+        if kind in (FULL, LAST):
+            yield parts
+
+
+def stored_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of an offline run's folder, with wandb's own `_step`."""
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
+
+    for path in sorted(folder.glob("run-*.wandb")):
+        for content in stored_records(path):
+            record = Record.FromString(content)
+            if record.HasField("history"):
+                items = record.history.item
+                yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def last_row(folder: Path) -> tuple[int, frozenset[str]] | None:
+    """The last step in an offline run's folder and the names of what it has; None where there is none, or it cannot be read."""
+    last = None
+    try:
+        for row in stored_rows(folder):
+            last = int(row["_step"]), frozenset(row)
+    except Exception:  # Another version of wandb may write otherwise; then the progress file is all there is.
+        return last
+    return last
 
 
 class CSVLog(Logger):

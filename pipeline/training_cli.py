@@ -27,32 +27,34 @@ from pipeline.allocator import keep_freed_memory
 from pipeline.callbacks.checkpoints import Checkpoints
 from pipeline.callbacks.gauges import LayerNorms, MemoryByRank
 from pipeline.callbacks.graceful_stop import GracefulStop
+from pipeline.callbacks.heartbeat import Heartbeat, Watchdog
+from pipeline.callbacks.last_words import LastWords
 from pipeline.callbacks.metrics_log import MetricsLog
 from pipeline.callbacks.noise_scale import NoiseScaleOfTraining
 from pipeline.callbacks.predictions import TokenLosses
 from pipeline.callbacks.progress import StepProgress
 from pipeline.callbacks.run_record import RunRecord
+from pipeline.callbacks.spike_guard import SpikeGuard
 from pipeline.callbacks.step_times import StepTimes
-from pipeline.checkpoint import find_checkpoint
+from pipeline.callbacks.wall_time import WallTime
+from pipeline.checkpoint import NAMES, find_checkpoint
 from pipeline.data import TokenDataModule
 from pipeline.distributed import DDP, SingleDevice, ZeRO
 from pipeline.distributed.sharded_state import ShardedState
 from pipeline.models import families  # noqa: F401  known to the parser by their short names
 from pipeline.models.base import ModelConfig
 from pipeline.optim import Optimizer
+from pipeline.planning.settings import PlanSettings
 from pipeline.schedule import Schedule
+from pipeline.slurm.settings import Slurm
+from pipeline.spikes import Spikes
+from pipeline.state_files import BROKEN, StateFolder, older_checkpoints
 from pipeline.step_loop import count_steps
 from pipeline.task import LanguageModelling
-from pipeline.tracking import CSVLog, Wandb
+from pipeline.tracking import CSVLog, Wandb, how_to_upload
+from pipeline.trainer_defaults import TRAINER_DEFAULTS, default_precision
 
 set_parsing_settings(subclasses_enabled=[ModelConfig, Optimizer, Schedule], docstring_parse_attribute_docstrings=True)
-
-
-def default_precision() -> str:
-    """bf16 where the processor multiplies it natively, else fp32."""
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "32-true"
 
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
@@ -136,10 +138,25 @@ def first_device(devices: Any) -> str:
     return f"cuda:{str(devices).split(',')[0]}" if "," in str(devices) else "cuda:0"
 
 
-class TrainingCLI(LightningCLI):
-    """One YAML, or several that merge, describe a run; every key can be given on the command line."""
+def tracked_as(checkpoint: str | None) -> str | None:
+    """The id under which wandb knows the run of a checkpoint, or of those before it where it cannot be read."""
+    for path in older_checkpoints(Path(checkpoint)) if checkpoint else []:
+        try:
+            return StateFolder(path).record.get("wandb")
+        except (InputError, OSError):
+            continue
+    return None
 
-    def __init__(self):
+
+class TrainingCLI(LightningCLI):
+    """One YAML, or several that merge, describe a run; every key can be given on the command line.
+
+    Args:
+        verb: the one that is called, of the Trainer's; a parser for each of them would take a second to build.
+    """
+
+    def __init__(self, verb: str):
+        self.verb = verb
         super().__init__(
             LanguageModelling,
             TokenDataModule,
@@ -148,23 +165,20 @@ class TrainingCLI(LightningCLI):
             save_config_callback=RunRecord,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            trainer_defaults={
-                "default_root_dir": "runs/unnamed",
-                "precision": default_precision(),
-                "gradient_clip_val": 1.0,
-                "max_epochs": -1,
-                "check_val_every_n_epoch": None,
-                "val_check_interval": 1,
-                "num_sanity_val_steps": 0,
-                "log_every_n_steps": 10,
-                "use_distributed_sampler": False,
-                "enable_model_summary": False,
-            },
+            trainer_defaults=TRAINER_DEFAULTS | {"precision": default_precision()},
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return {self.verb: LightningCLI.subcommands()[self.verb]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_class_arguments(Wandb, "wandb")
+        parser.add_class_arguments(PlanSettings, "plan")
+        parser.add_class_arguments(Slurm, "slurm")
+        parser.add_class_arguments(WallTime, "wall_time")
+        parser.add_class_arguments(Watchdog, "watchdog")
+        parser.add_class_arguments(Spikes, "spikes")
 
     def before_instantiate_classes(self) -> None:
         config = self.config[str(self.subcommand)]
@@ -172,14 +186,19 @@ class TrainingCLI(LightningCLI):
 
     def resolve_checkpoint(self, run: str, name: str | None) -> str | None:
         """`best` and `last` mean this run's own; `fit` goes on from `last` where there is one."""
-        last = Path(run) / "checkpoints" / "last.ckpt"
+        folder = Path(run) / "checkpoints"
+        last, named = folder / "last.ckpt", folder / f"{name}.ckpt"
         if self.subcommand == "fit":
-            if name in (None, "last") and not last.exists():
+            # Where all there is is damaged, too, the run does not begin anew without a word.
+            began = [*older_checkpoints(last), *folder.glob(f"{BROKEN}*")]
+            if name in (None, "last") and not began:
                 return None
             if name is None:
                 raise InputError(
                     f"{run} already holds a run: go on with --ckpt_path last, or start another with --trainer.default_root_dir"
                 )
+            if name == "last" or (name in NAMES and named.is_symlink()):
+                return str(named)
         return str(find_checkpoint(run, name or "best"))
 
     def instantiate_classes(self) -> None:
@@ -197,9 +216,8 @@ class TrainingCLI(LightningCLI):
             f"{run} is trained on {self.datamodule.tokens_at(step):,} tokens (step {step} of {self.trainer.max_steps}); "
             f"checkpoints: {run / 'checkpoints'}, metrics: {run / 'metrics.csv'}"
         )
-        offline = sorted((run / "wandb").glob("offline-run-*"))
-        if offline:
-            print(f"wandb kept this run offline; to upload it: wandb sync {run / 'wandb'}/offline-run-*")
+        if hint := how_to_upload(run):
+            print(hint)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -207,15 +225,29 @@ class TrainingCLI(LightningCLI):
         gauges = [NoiseScaleOfTraining(), StepTimes(), LayerNorms(), MemoryByRank()]
         clock = MetricsLog(gauges)
         checkpoints = self._get(self.config_init, "checkpoint")
-        own = [*gauges, clock, GracefulStop(checkpoints), TokenLosses()]
+        stop = GracefulStop(checkpoints, self._get(self.config_init, "wall_time"))
+        own = [
+            Heartbeat(self._get(self.config_init, "watchdog")),
+            *gauges,
+            clock,
+            SpikeGuard(self._get(self.config_init, "spikes"), stop),
+            stop,
+            LastWords(),
+            TokenLosses(),
+        ]
         if config.get("enable_progress_bar") is not False:
             own.append(StepProgress(clock))
-        tracker = self._get(self.config_init, "wandb").logger(run) if self.subcommand == "fit" else None
+        tracker = (
+            self._get(self.config_init, "wandb").logger(run, tracked_as(self._get(self.config_init, "ckpt_path")))
+            if self.subcommand == "fit"
+            else None
+        )
         chosen = config.get("logger")
         more = [chosen] if isinstance(chosen, Logger) else chosen if isinstance(chosen, list) else []
         loggers = [CSVLog(run), *([tracker] if tracker else []), *more]
         plugins = [*(config.get("plugins") or [])]
-        if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        by_srun = SLURMEnvironment.detect() and "TORCHELASTIC_RUN_ID" not in os.environ
+        if by_srun and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
             # Lightning's own requeueing saves inside the signal handler, where ranks at different steps wait for ever.
             plugins.append(SLURMEnvironment(auto_requeue=False))
         devices, nodes = layout_given(config["devices"], config["num_nodes"])
@@ -243,4 +275,4 @@ def main(arguments: list[str]) -> None:
         "ignore",
         message=r".*(LeafSpec|`srun` command is available|smaller than the logging interval|does not have many workers|weights_only|torch\.distributed|handles gradient clipping).*",
     )
-    TrainingCLI()
+    TrainingCLI(arguments[0])

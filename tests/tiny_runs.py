@@ -31,10 +31,18 @@ def write_config(path: Path, tokens: Path, architecture: dict, **overrides) -> P
     }  # fmt: skip
     for key, value in overrides.items():
         section, name = key.split("__")
-        config[section][name] = value
+        config.setdefault(section, {})[name] = value
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a metrics.csv that may still grow, or not be there yet."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
 def losses(config: Path, *arguments: str) -> list[float]:

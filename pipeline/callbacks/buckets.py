@@ -21,11 +21,12 @@ class Listeners(list[Listener]):
 
 
 def listen(trainer: Trainer, listener: Listener) -> None:
-    """Have `listener` called with each bucket before it is reduced, from now on; under another strategy than DDP nothing happens."""
+    """Have `listener` called with each bucket before it is reduced, from now on, once; under another strategy than DDP nothing happens."""
     model = trainer.strategy.model
     if not isinstance(model, DistributedDataParallel):
         return
     listeners = vars(model).setdefault("bucket_listeners", Listeners())
     if not listeners:
         model.register_comm_hook(None, listeners.reduce)
-    listeners.append(listener)
+    if listener not in listeners:
+        listeners.append(listener)

@@ -24,7 +24,7 @@ class Checkpoints(Checkpoint):
 
     Args:
         every_tokens: Tokens between two saves of `last`, beside the one at each validation.
-        keep_last: How many of the newest checkpoints stay, beside `best`.
+        keep_last: How many of the newest checkpoints stay, beside `best`; of two, one is whole when the other is damaged.
         keep_every_tokens: A checkpoint stays for good whenever the run passes a multiple of so many tokens.
         keep_early: Also save and keep steps 1, 2, 4, ... 512, where a model changes fastest.
         asynchronous: Train on while a checkpoint, copied in memory, is written.
@@ -35,7 +35,7 @@ class Checkpoints(Checkpoint):
     def __init__(
         self,
         every_tokens: int | None = None,
-        keep_last: int = 1,
+        keep_last: int = 2,
         keep_every_tokens: int | None = None,
         keep_early: bool = False,
         asynchronous: bool = True,
@@ -63,7 +63,8 @@ class Checkpoints(Checkpoint):
         return {"best_loss": self.best_loss, "kept": self.kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_loss, self.kept = state_dict["best_loss"], state_dict.get("kept", [])
+        self.best_loss, self.kept = state_dict["best_loss"], list(state_dict.get("kept", []))
+        self.saved_step = -1
 
     @staticmethod
     def folder(trainer: Trainer) -> Path:

@@ -12,7 +12,7 @@ from data_prep.files import write_json
 from pipeline import metrics
 from pipeline.callbacks.gauges import Gauge
 from pipeline.task import LanguageModelling
-from pipeline.tracking import CSVLog
+from pipeline.tracking import CSVLog, WandbLog
 
 AGAIN = 5
 """Validations after which the peak is measured once more, while training stands still anyway."""
@@ -70,8 +70,10 @@ class MetricsLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModelling) -> None:
         for logger in trainer.loggers:
-            if isinstance(logger, CSVLog):
+            if isinstance(logger, CSVLog | WandbLog):
                 logger.continue_from(trainer.global_step)
+            if isinstance(logger, WandbLog):
+                pl_module.notes["wandb"] = logger.version
         self.flops_per_token = pl_module.outline.flops_per_token(pl_module.data.context)
         self.logged_step, self.logged_seconds = trainer.global_step, self.seconds
         self.loader_waited = 0.0
@@ -91,7 +93,10 @@ class MetricsLog(Callback):
         now = time.perf_counter()
         self.seconds += now - (self.mark or now)
         self.mark = now
-        if pl_module.step_ended and trainer.global_step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+        if not pl_module.step_ended:
+            return
+        due = trainer.global_step % trainer.log_every_n_steps == 0  # pyright: ignore[reportAttributeAccessIssue]
+        if due or pl_module.step_skipped:
             self.log_step(trainer, pl_module, pl_module.measure_step(batch.valid_tokens))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LanguageModelling, checkpoint: dict[str, Any]) -> None:
@@ -114,6 +119,9 @@ class MetricsLog(Callback):
         # As a share of the time; of the rank that waited longest, since the others wait for it.
         waited = trainer.strategy.reduce(torch.tensor(self.waited, device=pl_module.device), reduce_op="max")
         self.logged_step, self.logged_seconds, self.waited = trainer.global_step, self.seconds, 0.0
+        if pl_module.passed_over:
+            self.write(trainer, progress | step_metrics)
+            return
         speed = {
             "train/tokens_per_second": rate,
             "train/data_wait": float(waited) / seconds,

@@ -71,6 +71,9 @@ class NoiseScaleOfTraining(Gauge):
     ) -> None:
         if self.off:
             return
+        if pl_module.step_skipped:
+            self.part = None
+            return
         if pl_module.step_begins:
             self.small: Tensor = (batch.targets_BT != NO_TOKEN).sum()
         if not pl_module.step_ended:

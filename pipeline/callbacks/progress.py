@@ -44,6 +44,7 @@ class StepProgress(ProgressBar):
             self.bar = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModelling) -> None:
+        self.close()
         self.introduce(trainer, pl_module)
         self.open("fit", trainer.max_steps, trainer.global_step)
 

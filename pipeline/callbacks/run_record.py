@@ -73,8 +73,11 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the code that runs, or None where it does not run from a git checkout."""
+    """The commit of the code that runs, or None where it does not run from a git checkout or a submission's copy of one."""
     here = Path(__file__).parent
+    copied = here.parents[2] / "commit"  # RUN/submission/commit, beside the folder `code`
+    if here.parents[1].name == "code" and copied.is_file():
+        return copied.read_text(encoding="utf-8").strip() or None
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None

@@ -1,6 +1,5 @@
 """Which samples each step trained on, written down by every rank for itself: what `verify-resume` compares."""
 
-import json
 import time
 import zlib
 from pathlib import Path
@@ -10,6 +9,7 @@ from lightning import Callback, Trainer
 
 from pipeline.batch import Batch
 from pipeline.models.base import NO_TOKEN
+from pipeline.step_records import append_line, keep_lines
 from pipeline.task import LanguageModelling
 
 
@@ -27,6 +27,8 @@ class SampleRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModelling) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / f"samples-{trainer.global_rank:05d}.jsonl"
+        step = trainer.global_step
+        keep_lines(self.path, lambda line: line["step"] <= step)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LanguageModelling, batch: Batch, batch_idx: int
@@ -42,5 +44,4 @@ class SampleRecord(Callback):
             "step": trainer.global_step + 1,
             "samples": [*zip(batch.samples_B.tolist(), checksums, strict=True)],
         }
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path, line)

@@ -20,10 +20,13 @@ def show_step(run: Path, step: int, *, as_json: bool, full: bool) -> int:
     samples = provenance.batch(step)
     if as_json:
         content = {"run": str(run), "step": step, "trained": step <= provenance.done}
+        content["left_out"] = step in provenance.left_out
         print(json.dumps(content | {"samples": [asdict(sample) for sample in samples]}, ensure_ascii=False, indent=1))
         return 0
     console = Console(highlight=False, markup=False)
     when = "trained" if step <= provenance.done else f"planned; the last checkpoint is of step {provenance.done:,}"
+    if step in provenance.left_out:
+        when += "; left out because of a spike"
     console.print(
         f"Step {step:,} of {provenance.steps:,} ({when}): {len(samples):,} samples, "
         f"{sum(passage.tokens for sample in samples for passage in sample.passages):,} tokens read"

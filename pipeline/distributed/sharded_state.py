@@ -1,5 +1,6 @@
 """What every strategy does alike: it saves its state in pieces, each rank its own, and loads the pieces that others have saved."""
 
+import errno
 import shutil
 import threading
 import time
@@ -16,8 +17,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from data_prep.files import InputError
-from pipeline.checkpoint import RECORD_KEY, SCALARS, RunState, open_state
-from pipeline.state_files import AVERAGE, WEIGHTS, FolderWriter, Piece
+from pipeline.checkpoint import NAMES, RECORD_KEY, SCALARS, RunState, open_state
+from pipeline.run_state import note_broken
+from pipeline.state_files import AVERAGE, WEIGHTS, FolderWriter, Piece, older_checkpoints, point, set_aside
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class ShardedState(Strategy):
     failure: BaseException | None = None
     pause_seconds = 0.0
     """For how long the last save held training up."""
+    longest_write = 0.0
+    """Seconds that the slowest write of a checkpoint took, this rank's part and on the first rank the wait for the others'."""
 
     @property
     def task(self) -> LightningModule:
@@ -83,7 +87,8 @@ class ShardedState(Strategy):
         """Write a checkpoint folder; every rank calls it.
 
         Raises:
-            OSError: on every rank, if this save or an asynchronous one before it failed on any.
+            InputError: on every rank, if the disk was full for this save, or an asynchronous one before it, on any.
+            OSError: the same, where they failed for another reason.
         """
         options, began = storage_options or SaveOptions(), time.perf_counter()
         self.finish_writing()
@@ -107,12 +112,14 @@ class ShardedState(Strategy):
         self.barrier()
 
         def write() -> None:
+            start = time.perf_counter()
             try:
                 writer.write(pieces, training, about)
                 if self.is_global_zero and options.written:
                     options.written(Path(filepath))
             except BaseException as error:
                 self.failure = error
+            self.longest_write = max(self.longest_write, time.perf_counter() - start)
 
         if options.asynchronous:
             self.writing = threading.Thread(target=write, name="checkpoint")
@@ -128,10 +135,16 @@ class ShardedState(Strategy):
             self.writing.join()
             self.writing = None
         failure, self.failure = self.failure, None
-        if self.reduce_boolean_decision(failure is not None, all=False):
-            raise failure or OSError(
-                "another rank could not write its part of the checkpoint: its own message says why"
-            )
+        if not self.reduce_boolean_decision(failure is not None, all=False):
+            return
+        no_room = isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT)
+        own = str(failure.filename) if isinstance(failure, OSError) and no_room else None
+        if where := next((path for path in self.gather(own) if path), None):
+            raise InputError(
+                f"The disk is full, so the checkpoint was not written ({where}); the one before it is whole: make room, and go on "
+                "with --ckpt_path last"
+            ) from failure
+        raise failure or OSError("another rank could not write its part of the checkpoint: its own message says why")
 
     def all_state(self) -> Iterator[Piece]:
         """`local_state`, and the average of the weights where the task keeps one."""
@@ -174,19 +187,75 @@ class ShardedState(Strategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """What Lightning and the task keep in a checkpoint; weights and optimizer follow in `load_model_state_dict`.
 
+        Training that goes on from last.ckpt or best.ckpt takes an older checkpoint where that is damaged, and keeps it aside.
+
         Raises:
-            InputError: on every rank, where the checkpoint is damaged.
+            InputError: on every rank, where the checkpoint is damaged and no other may take its place.
         """
-        self.source: RunState = open_state(Path(checkpoint_path))
-        damage = None
-        if self.is_global_zero:
-            try:
-                self.source.check()
-            except InputError as error:
-                damage = str(error)
-        if damage := self.broadcast(damage):
-            raise InputError(damage)
+        path = Path(checkpoint_path)
+        training = self.task.trainer.state.fn == TrainerFn.FITTING
+        if training and path.name in [f"{name}.ckpt" for name in NAMES]:
+            self.source: RunState = self.newest_whole(path)
+        else:
+            damage = self.open_whole(path, every_byte=training)
+            if damage:
+                raise InputError(damage)
         return self.source.training()
+
+    def open_whole(self, path: Path, every_byte: bool) -> str | None:
+        """Open a checkpoint as `source`, or say what is wrong with it; every rank calls it and all get the same answer.
+
+        Args:
+            every_byte: Read all of it, each rank a share, whatever its size.
+        """
+        damage = None
+        try:
+            self.source = open_state(path)
+            if every_byte:
+                self.source.verify(self.global_rank, self.world_size)
+            elif self.is_global_zero:
+                self.source.check()
+        except (InputError, OSError) as error:
+            damage = str(error)
+        return next((found for found in self.gather(damage) if found), None)
+
+    def newest_whole(self, link: Path) -> RunState:
+        """The newest checkpoint that is whole, at or before the one that a link names; those passed over are kept aside.
+
+        Raises:
+            InputError: none is whole; then all stay where they are.
+        """
+        candidates: list[Path] = self.broadcast(older_checkpoints(link) if self.is_global_zero else [])
+        broken: list[tuple[Path, str]] = []
+        for path in candidates:
+            damage = self.open_whole(path, every_byte=True)
+            if damage is None:
+                break
+            broken.append((path, damage))
+        else:
+            reasons = "; ".join(reason for _, reason in broken) or "there is none"
+            raise InputError(
+                f"No checkpoint of {link.parent.parent} is whole ({reasons}): put one back from a copy, or start anew with another "
+                "--trainer.default_root_dir"
+            )
+        if self.is_global_zero:
+            used = self.source.path
+            for path, reason in broken:
+                aside = set_aside(path)
+                note_broken(
+                    link.parent.parent, checkpoint=path.name, reason=reason, aside=aside and aside.name, used=used.name
+                )
+                kept = f"it is kept as {aside}" if aside else "nothing is left of it"
+                print(
+                    f"{path.name} is damaged and was passed over ({reason}): {kept}; going on from {used.name}",
+                    flush=True,
+                )
+            names = [link, *(link.with_name(f"{name}.ckpt") for name in NAMES)] if used.is_dir() else []
+            for name in names:
+                if name == link or (name.is_symlink() and not name.exists()):
+                    point(name, used)
+        self.barrier()
+        return self.source
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         trainer = self.task.trainer
@@ -202,9 +271,9 @@ class ShardedState(Strategy):
         self.announce(trainer)
         with torch.no_grad():
             for piece in self.all_state():
-                if piece.kind == AVERAGE and AVERAGE not in self.source.kinds:
-                    continue  # It begins with the weights that have just been read.
-                piece.write(self.source.read(piece.kind, piece.name, piece.start, piece.stop).to(piece.values))
+                # An average that the run has not had so far begins with the weights.
+                kind = WEIGHTS if piece.kind == AVERAGE and AVERAGE not in self.source.kinds else piece.kind
+                piece.write(self.source.read(kind, piece.name, piece.start, piece.stop).to(piece.values))
         self.state_loaded()
 
     def announce(self, trainer: Trainer) -> None:

@@ -4,6 +4,7 @@ Lightning's strategy is corrected in three places: it refuses CPUs, it divides t
 by again, and its engine counts micro-batches, where here the loader says which of them ends a step.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -112,6 +113,9 @@ class ZeRO(ShardedState, DeepSpeedStrategy):
         super().setup(trainer)
         if self.optimizers and self.stage != 3 and getattr(getattr(self.task, "model", None), "graph_varies", False):
             reduce_in_order(self.zero_optimizer)
+        if self.optimizers and hasattr(self.task, "refuses_step"):
+            self.last_norm: Tensor | float = math.nan
+            ask_before_steps(self)
 
     def _format_config(self) -> None:
         super()._format_config()
@@ -129,9 +133,8 @@ class ZeRO(ShardedState, DeepSpeedStrategy):
 
     @property
     def gradient_norm(self) -> float:
-        """Of the last step's gradient over all ranks, before clipping."""
-        norm = self.deepspeed_engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        """Of the last step's gradient over all ranks, before clipping; nan where it was not finite."""
+        return float(self.last_norm)
 
     # -- state
 
@@ -214,8 +217,11 @@ class ZeRO(ShardedState, DeepSpeedStrategy):
         states = self.zero_optimizer.optimizer.state
         for name, parameter in named_weights(self.task):
             flat = self.group_of(parameter)
-            if flat is not None and name in scalars and not states.get(flat):
-                fill_state(states[flat], flat, sorted(kinds), scalars[name])
+            if flat is None or name not in scalars:
+                continue
+            # Tensors that are there already, in a run that goes back, are written to in place.
+            missing = sorted(kind for kind in kinds if not torch.is_tensor(states[flat].get(kind)))
+            fill_state(states[flat], flat, missing, scalars[name])
 
     def state_loaded(self) -> None:
         if not self.optimizers:
@@ -228,6 +234,45 @@ class ZeRO(ShardedState, DeepSpeedStrategy):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
         if optimizer.persistent_parameters:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+
+def ask_before_steps(strategy: ZeRO) -> None:
+    """Have the task asked, with the norm of the gradient, before each step of DeepSpeed's optimizer.
+
+    A step that the task refuses is left out as DeepSpeed leaves out those whose gradients overflow: it lets go of the gradients and
+    touches nothing else. The norm is what the optimizer computes anyway; where it finds gradients that are not finite before that,
+    the task is asked with nan.
+    """
+    optimizer, found = strategy.zero_optimizer, []
+    # Stages 1 and 2 have one function for the norm; stage 3 combines that of each group.
+    name = "_get_norm_groups" if strategy.stage == 3 else "scaled_global_norm"
+    norm_of, update_scale = getattr(optimizer, name), optimizer._update_scale
+
+    def remember(*args: Any, **kwargs: Any) -> Any:
+        result = norm_of(*args, **kwargs)
+        found.append(combine_norms(result) if strategy.stage == 3 else result)
+        return result
+
+    def decide(has_overflow: bool = False) -> None:
+        # Both know the norm by now, and look at `overflow` after this.
+        norm = found.pop() / optimizer.loss_scale if found else math.nan
+        strategy.last_norm = torch.where(norm < 0, math.nan, norm) if torch.is_tensor(norm) else norm
+        half = optimizer.dtype == torch.float16
+        # Under fp16 gradients overflow now and then until the scale of the loss fits: that is not a spike.
+        refused = not (half and has_overflow) and strategy.task.refuses_step(strategy.last_norm)  # pyright: ignore[reportCallIssue]
+        update_scale(has_overflow)
+        if refused:
+            optimizer.overflow = True
+
+    setattr(optimizer, name, remember)
+    optimizer._update_scale = decide
+
+
+def combine_norms(norms: list[Any]) -> Any:
+    """The norm of all groups from that of each, as DeepSpeed combines them."""
+    from deepspeed.runtime.utils import combine_grad_norm_groups
+
+    return combine_grad_norm_groups(norms)
 
 
 def reduce_in_order(optimizer: Any) -> None:

@@ -11,6 +11,7 @@ from data_prep.shards import REMAKE, Manifest, Shard
 from data_prep.tokenizer import Tokenizer
 from pipeline.checkpoint import find_checkpoint, open_state
 from pipeline.data import SIZES, TokenDataModule
+from pipeline.spikes import StepRanges, decisions
 
 
 @dataclass(frozen=True)
@@ -57,28 +58,32 @@ class Provenance:
 
     Args:
         run: its directory; the token folders that its config.yaml names must be as they were.
+        data: the same, where the caller is the run itself.
 
     Attributes:
         done: optimizer steps that its last checkpoint has had.
         steps: that it has when it is complete.
+        left_out: steps that changed nothing, because of a spike.
         reordered: what decides the order of samples and may have been another in earlier steps, which no record tells.
 
     Raises:
         InputError: no run, or its tokens are gone or are others now.
     """
 
-    def __init__(self, run: Path):
-        self.run, self.data, self.done = run, TokenDataModule.of_run(run), 0
+    def __init__(self, run: Path, data: TokenDataModule | None = None):
+        self.run, self.data, self.done = run, data or TokenDataModule.of_run(run), 0
         self.tokenizer = Tokenizer.load(run)
-        if (run / "checkpoints" / "last.ckpt").exists():
+        self.left_out = StepRanges()
+        if data is None and (run / "checkpoints" / "last.ckpt").exists():
             record = open_state(find_checkpoint(run, "last")).record
             self.data.go_on_from(record)
             self.done = record["step"]
+            self.left_out = StepRanges([*record.get("skipped", []), *decisions(run)["ranges"]])
         self.steps = self.data.steps
         self.reordered = sorted(set(self.data.allow_changes) - {*SIZES})
 
-    def batch(self, step: int) -> list[Sample]:
-        """The samples of a step, counted from 1 as in metrics.csv.
+    def batch(self, step: int, first: int | None = None) -> list[Sample]:
+        """The samples of a step, counted from 1 as in metrics.csv, or only the first so many of them.
 
         Raises:
             InputError: the run has no such step.
@@ -90,7 +95,7 @@ class Provenance:
                 f"{self.run} read its samples in another order up to step {self.data.order_since}, before data.allow_changes: "
                 "only the steps since then can be traced"
             )
-        positions = np.arange(self.data.position_at(step - 1), self.data.position_at(step))
+        positions = np.arange(self.data.position_at(step - 1), self.data.position_at(step))[:first]
         spans = self.data.samples.spans(positions)
         numbers = [self._numbers(*span) for span in spans]
         documents = self.documents({(part, k) for (part, _, _), ks in zip(spans, numbers, strict=True) for k in ks})

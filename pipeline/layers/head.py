@@ -48,9 +48,12 @@ class Head(nn.Linear):
         """Return logits_BTV, or, given targets, their `Scores`."""
         return super().forward(x_BTD) if targets is None else self.scores(x_BTD, targets)  # pyright: ignore[reportCallIssue]
 
-    # The number of chunks goes with the batch's size, and each would be a program of its own to compile; there is nothing to gain
-    # behind the last layer.
-    @torch.compiler.disable
+    def leave_uncompiled(self) -> None:
+        """Keep torch.compile out of `scores`, in a model that is about to be compiled."""
+        # The number of chunks goes with the batch's size, and each would be a program of its own to compile; there is nothing to
+        # gain behind the last layer. Not a decorator: that loads the compiler, for a second, where nobody compiles.
+        self.scores = torch.compiler.disable(self.scores)  # pyright: ignore[reportAttributeAccessIssue]
+
     def scores(self, x_BTD: Tensor, targets: Targets) -> Scores:
         targets_BT, *terms = targets
         parameters = (x_BTD.flatten(0, -2), self.weight, self.bias, targets_BT.flatten(), *terms)
@@ -71,7 +74,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx.dtypes = x_ND.dtype, weight_VD.dtype
         with torch.autocast(device, enabled=False):
             parameters = (x_ND.to(dtype), weight_VD.to(dtype), bias_V if bias_V is None else bias_V.to(dtype))
-            scores, gradients = in_chunks(*parameters, targets_N, label_smoothing, z_loss, training)
+            size = chunk_tokens(device, weight_VD.shape[0])
+            scores, gradients = in_chunks(*parameters, targets_N, label_smoothing, z_loss, training, size)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(*(part for part in scores[1:] if part is not None))
         return scores
@@ -86,13 +90,21 @@ class LinearCrossEntropy(torch.autograd.Function):
         return (x_ND * gradient).to(of_input), weight_VD, bias_V, None, None, None, None
 
 
+def chunk_tokens(device: str, vocab_size: int) -> int:
+    """Tokens whose logits a device of this kind holds at once."""
+    return max(CHUNK_TOKENS.get(device, CHUNK_TOKENS_ELSEWHERE), CHUNK_LOGITS // vocab_size)
+
+
 def in_chunks(
     x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, label_smoothing: float, z_loss: float,
-    training: bool,
+    training: bool, size: int,
 ) -> tuple[tuple[Tensor, Tensor, Tensor | None], tuple[Tensor | None, ...]]:  # fmt: skip
-    """The scores, and, for training, the gradients of their loss by x, weight and bias (the latter two in fp32)."""
+    """The scores, and, for training, the gradients of their loss by x, weight and bias (the latter two in fp32).
+
+    Args:
+        size: tokens of a chunk.
+    """
     vocab_size = weight_VD.shape[0]
-    size = max(CHUNK_TOKENS.get(x_ND.device.type, CHUNK_TOKENS_ELSEWHERE), CHUNK_LOGITS // vocab_size)
     losses, nlls, rights, of_x = [], [], [], []
     of_weight_VD = of_bias_V = None
     # All chunks use the same memory, which is then at hand: fresh pages cost more than what is written to them.

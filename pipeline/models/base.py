@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.layers.head import Targets
+from pipeline.layers.head import Head, Targets
 
 # B batch, T time, S source time, H heads, V vocabulary
 
@@ -93,6 +93,13 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def flops_per_token(self, context: int) -> int:
         """Floating-point operations to train on one token, forward and backward, in sequences of `context` tokens."""
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As torch's, but for the loss, which is left as it is."""
+        for module in self.modules():
+            if isinstance(module, Head):
+                module.leave_uncompiled()
+        super().compile(*args, **kwargs)
 
     def recompute_blocks(self, every: int) -> None:
         """Trade time for memory: set `checkpoint_blocks`. Raises ValueError for a model without blocks."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 RENDEZVOUS_SECONDS = 300
+TESTS = Path(__file__).parents[1]
 
 
 def free_port() -> int:
@@ -28,24 +29,39 @@ def fit_command(folder: Path, config: dict) -> list[str]:
     return ["fit", "--config", str(path)]
 
 
-def run_commands(commands: Sequence[Sequence[str]], ranks: int, timeout: float = RENDEZVOUS_SECONDS) -> str:
-    """Run commands (the arguments after `python -m pipeline`) on so many CPU processes; return what they printed.
-
-    Raises:
-        AssertionError: a process ended with another status than 0.
-    """
+def start_ranks(program: Sequence[str], ranks: int) -> list[subprocess.Popen]:
+    """The processes of one program, which find each other as torchrun's do."""
     shared = os.environ | {
         "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     }  # fmt: skip
-    program = [sys.executable, __file__, json.dumps([list(map(str, command)) for command in commands])]
-    processes = [
+    return [
         subprocess.Popen(
             program, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
         for rank in range(ranks)
     ]  # fmt: skip
+
+
+def run_commands(
+    commands: Sequence[Sequence[str]],
+    ranks: int,
+    timeout: float = RENDEZVOUS_SECONDS,
+    statuses: Sequence[int] | None = None,
+) -> str:
+    """Run commands (the arguments after `python -m pipeline`) on so many CPU processes; return what they printed.
+
+    Args:
+        statuses: with which each command must end; 0 when not given.
+
+    Raises:
+        AssertionError: a command ended with another status.
+    """
+    expected = [0] * len(commands) if statuses is None else statuses
+    work = [([*map(str, command)], status) for command, status in zip(commands, expected, strict=True)]
+    processes = start_ranks([sys.executable, __file__, json.dumps(work)], ranks)
     deadline = time.monotonic() + timeout
     outputs = []
     try:
@@ -66,7 +82,10 @@ if __name__ == "__main__":
     from pipeline.cli import main
 
     torch.set_num_threads(1)
-    for command in json.loads(sys.argv[1]):
-        status = main(command)
-        if status:
-            sys.exit(status)
+    for command, expected in json.loads(sys.argv[1]):
+        try:
+            status = main(command)
+        except SystemExit as end:
+            status = end.code
+        if status != expected:
+            sys.exit(f"{command} ended with {status}, not with {expected}")

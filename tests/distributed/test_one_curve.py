@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ MODEL = {"vocab_size": 512, "context": CONTEXT, "layers": 2, "width": 32, "heads
 PEAK, WARMUP_STEPS, CLIP = 3e-3, 10, 0.5
 
 
-def plain_pytorch(tokens: Path, steps: int) -> dict[str, list[float]]:
-    """GPT-3's recipe in a loop: its loss, gradient norms and learning rate at every step."""
+def plain_pytorch(tokens: Path, steps: int, left_out: Container[int] = ()) -> dict[str, list[float]]:
+    """GPT-3's recipe in a loop: its loss, gradient norms and learning rate at every step; nothing is learned in steps left out."""
     manifest = Manifest.load(tokens)
     reader = manifest.open("train")
     order = SampleOrder(manifest.fingerprint, 0, (len(reader) - 1) // CONTEXT)
@@ -51,7 +52,8 @@ def plain_pytorch(tokens: Path, steps: int) -> dict[str, list[float]]:
         rate = done / WARMUP_STEPS if done < WARMUP_STEPS else 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = PEAK * rate
-        optimizer.step()
+        if done not in left_out:
+            optimizer.step()
         for name, value in zip(curve, (loss, norm, after, PEAK * rate), strict=True):
             curve[name].append(float(value))
     return curve

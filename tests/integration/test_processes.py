@@ -27,7 +27,7 @@ CONFIG = {
         "context": 64, "batch_tokens": 2048, "micro_batch": 8, "total_tokens": 120 * 2048,
         "validate_every_tokens": 30 * 2048, "validation_tokens": 5000,
     },
-    "checkpoint": {"every_tokens": 5 * 2048},
+    "checkpoint": {"every_tokens": 5 * 2048, "keep_last": 1},
     "wandb": {"mode": "disabled"},
     "ckpt_path": "last",
 }  # fmt: skip

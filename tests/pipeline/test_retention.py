@@ -44,7 +44,8 @@ def name_of(folder: Path, name: str) -> int:
 
 # What the command says -> the steps that stay of 20, whose last is also the best.
 POLICIES = {
-    "the newest": ([f"--checkpoint.every_tokens={2 * BATCH}"], [20]),
+    "the newest two": ([f"--checkpoint.every_tokens={2 * BATCH}"], [18, 20]),
+    "the newest": ([f"--checkpoint.every_tokens={2 * BATCH}", "--checkpoint.keep_last=1"], [20]),
     "three": ([f"--checkpoint.every_tokens={2 * BATCH}", "--checkpoint.keep_last=3"], [16, 18, 20]),
     "every so many tokens": (
         [f"--checkpoint.every_tokens={2 * BATCH}", f"--checkpoint.keep_every_tokens={6 * BATCH}"], [6, 12, 18, 20],
@@ -72,7 +73,7 @@ def test_what_stays_for_good_stays_when_the_run_is_continued(tokens_folder, tmp_
     assert steps_of(tmp_path / "run") == [1, 2, 4, 6, 7]
     # The continued run asks for nothing of the kind, yet what was kept is kept.
     assert fit(tmp_path / "run", tokens_folder, steps=14) == 0
-    assert steps_of(tmp_path / "run") == [1, 2, 4, 6, 14]
+    assert steps_of(tmp_path / "run") == [1, 2, 4, 6, 7, 14]
 
 
 def test_the_best_stays_though_newer_ones_are_worse(tmp_path):
