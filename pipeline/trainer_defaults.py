@@ -16,7 +16,9 @@ TRAINER_DEFAULTS = {
 
 
 def default_precision() -> str:
-    """bf16 where the processor multiplies it natively, else fp32."""
+    """bf16 where the processor multiplies it natively, else fp16 on a GPU that has units for it (Volta, Turing), else fp32."""
     if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed"
+        return "16-mixed" if torch.cuda.get_device_capability() >= (7, 0) else "32-true"
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "32-true"

@@ -41,6 +41,10 @@ def headline(plan: Plan) -> str:
     return f"{plan.run_directory} on {layout} {plan.hardware.name}, {plan.precision}; figures: {plan.hardware_source}"
 
 
+def figures_of(flops: float) -> str:
+    return f"{flops:.4g} = {flops / PETAFLOP_S_DAY:.4g} petaflop/s-days"
+
+
 def facts(plan: Plan) -> Table:
     """What is one figure, or a few."""
     work, table = plan.work, grid(("left", "left"))
@@ -57,10 +61,10 @@ def facts(plan: Plan) -> Table:
             f"{plan.flops_per_token['dense']:.4g} (6 N), {plan.flops_per_token['exact']:.4g} (exact, with attention)",
         ),
     ]
-    if work.tokens is not None and work.steps is not None and plan.flops is not None:
+    if work.tokens is not None and work.steps is not None and plan.flops is not None and plan.dense_flops is not None:
         rows += [
             ("training", f"{work.tokens:,} tokens in {work.steps:,} steps of {work.batch_tokens:,}"),
-            ("FLOPs", f"{plan.flops:.4g}, {plan.flops / PETAFLOP_S_DAY:.4g} petaflop/s-days"),
+            ("FLOPs", f"{figures_of(plan.dense_flops)} (6 N), {figures_of(plan.flops)} (exact)"),
         ]
     if work.epochs is not None and work.train_tokens is not None:
         epochs = ", ".join(f"{name} {value:.3g}" for name, value in work.epochs.items())

@@ -54,7 +54,9 @@ class Hardware:
 
     @property
     def default_precision(self) -> str:
-        return "bf16-mixed" if "bf16" in self.flops else "32-true"
+        return next((f"{kind}-mixed" for kind in ("bf16", "fp16") if kind in self.flops), "32-true").replace(
+            "fp16", "16"
+        )
 
     def peak(self, precision: str) -> float:
         """FLOP/s that MFU is a share of.

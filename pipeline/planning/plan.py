@@ -21,8 +21,10 @@ from pipeline.planning.settings import RunSettings, read_settings
 from pipeline.planning.step_time import Speeds, step_seconds
 from pipeline.planning.work import Work, work_of
 
-PROCESS_BYTES = 77e6
-"""That a process on a CPU grows by when its libraries compute for the first time: counted, the mean of four runs (docs/planning.md)."""
+PROCESS_BYTES = 62e6
+"""That a process on a CPU grows by when its libraries compute for the first time: fitted to runs (docs/planning.md)."""
+HEAP_SHARE = 0.38
+"""Of what comes and goes in a step, that a process on a CPU holds besides, since freed places are not of the sizes wanted next: fitted, too."""
 MAPPED_BYTES = 2**28
 """Of shards, that stay in memory at most; the kernel takes them back where it needs them."""
 LINEAR_TOKENS = 8192
@@ -79,6 +81,8 @@ class Plan:
     """`dense`: 6 N; `exact`: with attention, without tables that are only looked up."""
     work: Work
     options: list[Option]
+    dense_flops: float | None
+    """Of all tokens to train on, by 6 N."""
     flops: float | None
     mfu: float
     step_seconds: float | None
@@ -199,7 +203,7 @@ class Planner:
         settings, work, machine = self.settings, self.work, self.machine
         exact = self.model.flops_per_token(work.context)
         per_token = {"dense": float(budget.dense_flops_per_token(self.counts["total"])), "exact": float(exact)}
-        flops = None if work.tokens is None else work.tokens * per_token["exact"]
+        dense, flops = (None if work.tokens is None else work.tokens * per_token[kind] for kind in ("dense", "exact"))
         step_seconds, mfu = self.speed(mfu, per_token["exact"])
         seconds = None
         if work.tokens is not None and work.steps is not None:
@@ -219,7 +223,7 @@ class Planner:
         return Plan(
             run_directory=settings.run_directory, hardware=machine, hardware_source=source, nodes=self.nodes, devices=self.devices,
             precision=self.precision, parameters=self.counts, blocks=block_counts(self.model), flops_per_token=per_token, work=work,
-            options=options, flops=flops, mfu=mfu, step_seconds=step_seconds, seconds=seconds, gpu_hours=hours,
+            options=options, dense_flops=dense, flops=flops, mfu=mfu, step_seconds=step_seconds, seconds=seconds, gpu_hours=hours,
             cost=None if hours is None else hours * price, energy_kwh=None if hours is None else hours * power / 1000,
             price_per_hour=price, power_watts=power, time_limit_seconds=limit, requeues=requeues, state_bytes=state,
             checkpoints=self.checkpoints(), optimum=None if flops is None else {
@@ -304,7 +308,8 @@ class Planner:
             # Everything lies in the process there: the copy of the state that is written while training goes on, and mapped shards.
             copy = self.state_bytes() / self.ranks if self.saves_while_training else 0.0
             mapped = min(self.work.shard_bytes or 0, MAPPED_BYTES)
-            memory = replace(memory, buffers=memory.buffers + copy + mapped + PROCESS_BYTES)
+            gaps = HEAP_SHARE * (memory.activations + memory.logits + memory.buffers)
+            memory = replace(memory, buffers=memory.buffers + gaps + copy + mapped + PROCESS_BYTES)
         return memory
 
     @property

@@ -85,7 +85,7 @@ def test_an_average_saved_and_loaded_goes_on_bit_for_bit(tmp_path):
         average.update(0.3)
     writer = FolderWriter(tmp_path / "step", 0, 1)
     writer.begin()
-    writer.write(average.pieces(), {}, {})
+    writer.write(average.pieces(), {}, {"strategy": "none"})
 
     loaded = AveragedWeights(Pieces(trained, cut=True).local_state)
     source = StateFolder(tmp_path / "step")

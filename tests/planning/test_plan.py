@@ -47,15 +47,17 @@ def run(tokens_folder):
 @pytest.mark.parametrize("size", GPT3)
 def test_a_gpt3_takes_the_compute_of_table_d1(size):
     plan = make_plan([*preset(f"gpt3_{size}"), "--data.total_tokens=300000000000"], hardware="A100-80")
-    days = plan.flops_per_token["dense"] * 300e9 / budget.PETAFLOP_S_DAY
+    assert plan.dense_flops is not None
+    days = plan.dense_flops / budget.PETAFLOP_S_DAY
     assert days == pytest.approx(GPT3[size], rel=0.03)
 
 
 def test_gpt3_at_2020s_prices_costs_what_was_estimated_then():
     # 28 TFLOP/s sustained of a V100, at 1.50 dollars an hour, are the figures of the best known estimate, 4.6 million dollars.
-    options = [*preset("gpt3_175b"), "--data.total_tokens=300000000000", "--trainer.precision=16-mixed"]
-    plan = make_plan(options, hardware="V100", mfu=28 / 125, price_per_gpu_hour=1.50)
-    assert plan.flops_per_token["dense"] * 300e9 == pytest.approx(3.14e23, rel=0.01)
+    plan = make_plan([*preset("gpt3_175b"), "--data.total_tokens=300000000000"], hardware="V100")
+    assert plan.mfu == 28 / 125
+    assert plan.price_per_hour == 1.50
+    assert plan.dense_flops == pytest.approx(3.14e23, rel=0.01)
     assert plan.cost is not None
     assert 4.6e6 <= plan.cost <= 12e6
 
@@ -321,7 +323,7 @@ def test_a_plan_loads_neither_lightning_nor_the_compiler(run):
 
 def test_presets_are_found_in_any_case_and_know_their_precision():
     assert choose("a100-80", None)[0] is PRESETS["A100-80"]
-    assert PRESETS["V100"].default_precision == "32-true"
+    assert PRESETS["V100"].default_precision == "16-mixed"
     assert PRESETS["H100"].default_precision == "bf16-mixed"
 
 
