@@ -41,9 +41,9 @@ test: install
 test-all: test
 	$(RUN) pytest -m slow
 
-# A cluster for each of two workers.
+# A cluster for each of three workers, which wait more than they compute.
 test-slurm: install
-	OMP_NUM_THREADS=1 $(RUN) pytest -m slurm tests/slurm --numprocesses 2
+	OMP_NUM_THREADS=1 $(RUN) pytest -m slurm tests/slurm --numprocesses 3
 
 bench: install
 	$(RUN) pytest -m benchmark tests/benchmarks

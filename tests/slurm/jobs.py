@@ -1,10 +1,12 @@
 """Training jobs under test: a run of a few seconds through slurm/train.sbatch, and what it leaves."""
 
+import fcntl
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import yaml
 from slurm.cluster import Cluster
 from tiny_runs import GPT, read_rows
@@ -106,6 +108,27 @@ class TrainingJob:
 
     def said(self) -> str:
         return self.output.read_text() if self.output.exists() else ""
+
+
+def uninterrupted(slurm: Cluster, tokens: Path, scratch: Path, *of_sbatch: str) -> TrainingJob:
+    """A run that nothing happens to; the first worker to ask for it makes it for all.
+
+    Args:
+        scratch: a folder that all workers share.
+    """
+    folder = scratch / ("whole" + "".join(of_sbatch))
+    folder.mkdir(exist_ok=True)
+    job = TrainingJob(slurm, folder, tokens)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not job.run.exists():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("OMP_NUM_THREADS", "1")
+                number = job.submit(*of_sbatch)
+            assert slurm.wait(number, seconds=120) == "COMPLETED", job.said()
+    assert job.outcomes() == ["done"]
+    assert [step for step, _ in job.samples()] == [*range(1, STEPS + 1)]
+    return job
 
 
 def equal(job: TrainingJob, whole: TrainingJob) -> None:

@@ -4,7 +4,7 @@ import random
 import time
 
 import pytest
-from slurm.jobs import BATCH, STEPS, TrainingJob, equal
+from slurm.jobs import BATCH, TrainingJob, equal, uninterrupted
 
 from pipeline.slurm.attempts import newest_step
 
@@ -13,28 +13,19 @@ pytestmark = pytest.mark.slurm
 
 @pytest.fixture(scope="module")
 def whole(cluster, tokens_folder, tmp_path_factory):
-    """A run that nothing happens to."""
-    job = TrainingJob(cluster, tmp_path_factory.mktemp("whole"), tokens_folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**cluster.environment, "OMP_NUM_THREADS": "1"}.items():
-            patch.setenv(name, value)
-        number = job.submit()
-    assert cluster.wait(number, seconds=120) == "COMPLETED", job.said()
-    assert job.outcomes() == ["done"]
-    assert [step for step, _ in job.samples()] == [*range(1, STEPS + 1)]
-    return job
+    return uninterrupted(cluster, tokens_folder, tmp_path_factory.getbasetemp().parent)
 
 
 def test_twenty_random_kills_in_a_row_lose_nothing_and_repeat_nothing(slurm, tokens_folder, tmp_path, whole):
     every_step = ["--checkpoint.every_tokens", str(BATCH)]
-    job = TrainingJob(slurm, tmp_path, tokens_folder, seconds=[0.5], options=every_step)
+    job = TrainingJob(slurm, tmp_path, tokens_folder, seconds=[0.4], options=every_step)
     moments = random.Random(1)
     number = job.submit(environment={"MAX_RESTARTS": "20"})
     for kill in range(20):
         slurm.wait_until(lambda begun=kill + 1: len(job.attempts()) >= begun, 60, f"attempt {kill + 1}")
-        if kill % 4:
-            # Somewhere in training, or in a save; every fourth time while it starts.
-            slurm.wait_until(lambda: trained(job), 60, f"a step of attempt {kill + 1}")
+        if kill % 3:
+            # Somewhere in training, or in a save; every third time while it starts.
+            slurm.wait_until(lambda: saved(job), 60, f"a step of attempt {kill + 1}")
         time.sleep(moments.uniform(0, 0.5))
         slurm.wait_until(lambda ended=kill + 1: killed(slurm, number, job, ended), 60, f"end of attempt {kill + 1}")
     assert slurm.wait(number, seconds=120) == "COMPLETED", job.said()
@@ -44,10 +35,9 @@ def test_twenty_random_kills_in_a_row_lose_nothing_and_repeat_nothing(slurm, tok
     equal(job, whole)
 
 
-def trained(job) -> bool:
-    """Whether the attempt that is going on has logged a step."""
-    attempt, log = job.attempts()[-1], job.run / "metrics.csv"
-    return log.exists() and log.stat().st_mtime > attempt.began and job.last_step() > attempt.from_step
+def saved(job) -> bool:
+    """Whether the attempt that is going on has saved a step."""
+    return newest_step(job.run) > job.attempts()[-1].from_step
 
 
 def killed(slurm, number, job, attempts) -> bool:
@@ -62,7 +52,7 @@ def killed(slurm, number, job, attempts) -> bool:
 
 
 def test_the_end_of_the_wall_time_is_foreseen_without_any_signal(slurm, tokens_folder, tmp_path, whole):
-    job = TrainingJob(slurm, tmp_path, tokens_folder, seconds=[0.5], options=["--wall_time.reserve_seconds", "42"])
+    job = TrainingJob(slurm, tmp_path, tokens_folder, seconds=[0.7], options=["--wall_time.reserve_seconds", "36"])
     number = job.submit("--time=1", "--signal=CONT@1")
     assert slurm.wait(number, seconds=180) == "COMPLETED", job.said()
     attempts = job.attempts()

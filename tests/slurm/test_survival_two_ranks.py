@@ -1,7 +1,7 @@
 """What happens to a run on two nodes when things go wrong: the run that comes out is one that nothing happened to, bit for bit."""
 
 import pytest
-from slurm.jobs import STEPS, TrainingJob, equal
+from slurm.jobs import TrainingJob, equal, uninterrupted
 
 pytestmark = pytest.mark.slurm
 
@@ -10,16 +10,7 @@ TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
 
 @pytest.fixture(scope="module")
 def whole(cluster, tokens_folder, tmp_path_factory):
-    """A run that nothing happens to."""
-    job = TrainingJob(cluster, tmp_path_factory.mktemp("whole"), tokens_folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**cluster.environment, "OMP_NUM_THREADS": "1"}.items():
-            patch.setenv(name, value)
-        number = job.submit(*TWO_NODES)
-    assert cluster.wait(number, seconds=120) == "COMPLETED", job.said()
-    assert job.outcomes() == ["done"]
-    assert [step for step, _ in job.samples()] == [*range(1, STEPS + 1)]
-    return job
+    return uninterrupted(cluster, tokens_folder, tmp_path_factory.getbasetemp().parent, *TWO_NODES)
 
 
 @pytest.mark.parametrize("seconds", [(0.05,), (0.0, 0.1)], ids=["ranks in step", "one rank late"])
