@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace, options: list[str]) -> int:
         evaluate_options(arguments.then_evaluate) if arguments.then_evaluate else None,
     )  # fmt: skip
     print(plan.text())
-    findings = examine(chain, contents, data, plan)
+    findings = examine(chain, contents, data, plan, must_answer=not arguments.dry_run)
     findings.refusals[:0] = plan.refusals
     findings.warnings[:0] = doubts
     for sentence in findings.warnings:
@@ -179,8 +179,14 @@ def plan_of(config: str, content: dict[str, Any], settings: "Slurm") -> tuple["P
     return plan, doubts
 
 
-def examine(chain: "Chain", contents: list[dict[str, Any]], data: dict[str, Any] | None, plan: "Plan") -> "Findings":
-    """All that speaks against the submission."""
+def examine(
+    chain: "Chain", contents: list[dict[str, Any]], data: dict[str, Any] | None, plan: "Plan", must_answer: bool
+) -> "Findings":
+    """All that speaks against the submission.
+
+    Args:
+        must_answer: whether a cluster that does not answer is an error, rather than a warning.
+    """
     from pipeline.slurm import checks, cluster
 
     findings = checks.check_folder(chain.run.resolve(), chain.settings.nodes)
@@ -188,11 +194,16 @@ def examine(chain: "Chain", contents: list[dict[str, Any]], data: dict[str, Any]
     findings.refusals += checks.check_disk(chain.run, plan.disk_bytes * len(chain.members))
     if not cluster.available():
         return findings
-    partitions = cluster.partitions()
-    chosen = checks.partition_for(chain.settings, partitions)
-    findings.refusals += checks.check_partition(
-        chain.settings, partitions, cluster.nodes(chosen.name) if chosen else []
-    )
+    try:
+        partitions = cluster.partitions()
+        chosen = checks.partition_for(chain.settings, partitions)
+        nodes = cluster.nodes(chosen.name) if chosen else []
+    except InputError as error:
+        if must_answer:
+            raise
+        findings.warnings.append(f"Partitions and nodes are not checked, since the cluster does not answer ({error})")
+        return findings
+    findings.refusals += checks.check_partition(chain.settings, partitions, nodes)
     return findings
 
 

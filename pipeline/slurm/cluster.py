@@ -52,7 +52,12 @@ def ask(*words: str, refusal: str = "") -> str:
             f"{words[0]} has had no answer for {SECONDS_TO_ANSWER} s: Slurm's controller may be down, so try again later"
         ) from None
     if done.returncode:
-        raise InputError(f"{refusal or words[0]}: Slurm says: {reason_in(done.stderr or done.stdout)}")
+        reason = reason_in(done.stderr or done.stdout)
+        if "configuration source" in reason:
+            reason += (
+                ", so this machine belongs to no cluster: call this on a login node (submit --dry-run works anywhere)"
+            )
+        raise InputError(f"{refusal or words[0]}: Slurm says: {reason}")
     return done.stdout
 
 
