@@ -39,6 +39,8 @@ def test_one_rank_killed_starts_all_again_in_the_same_allocation(slurm, tokens_f
 def test_signals_to_one_rank_in_a_validation_and_to_another_in_a_save(slurm, tokens_folder, tmp_path, whole):
     faults = [
         ("SignalItself", {"number": "USR1", "step": 10, "when": "validation", "rank": 1}),
+        # A second one, while what the first has asked for is being saved.
+        ("SignalItself", {"number": "TERM", "step": 10, "when": "saving", "rank": 0}),
         ("SignalItself", {"number": "TERM", "step": 21, "when": "saving", "rank": 0}),
     ]
     job = TrainingJob(slurm, tmp_path, tokens_folder, faults=faults)
