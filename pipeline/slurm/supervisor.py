@@ -25,6 +25,9 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR1)
 
 LONGEST_WAIT_SECONDS = 60
 
+PATIENCE_SECONDS = 300
+"""How long Slurm's controller may be away."""
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -83,8 +86,26 @@ class Job(Place):
         self.job = os.environ["SLURM_JOB_ID"]
         self.nodes = os.environ.get("SLURM_JOB_NODELIST", "")
 
+    def state(self) -> str:
+        """What Slurm says of the job; a controller that is being restarted is waited for.
+
+        Raises:
+            InputError: it does not come back.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return cluster.job_state(self.job)
+            except InputError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(5)
+
     def ending_already(self) -> str | None:
-        state = cluster.job_state(self.job)
+        try:
+            state = self.state()
+        except InputError:
+            return None  # A crash can be mended here, without Slurm.
         if state in ("RUNNING", "SUSPENDED", ""):
             return None
         if time.time() >= float(os.environ.get("SLURM_JOB_END_TIME", "inf")):

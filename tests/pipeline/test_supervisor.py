@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.files import InputError
 from pipeline import exit_codes
 from pipeline.slurm.attempts import Journal
 from pipeline.slurm.supervisor import Supervisor
@@ -153,3 +154,21 @@ def test_without_a_command_it_says_what_is_missing(tmp_path, capsys):
 
     assert main(["supervise", "--run", str(tmp_path / "run")]) == 2
     assert "give the command after --" in capsys.readouterr().err
+
+
+def test_a_controller_that_is_being_restarted_is_waited_for(monkeypatch):
+    from pipeline.slurm import cluster, supervisor
+
+    answers = iter([InputError("no answer"), InputError("no answer"), "RUNNING"])
+
+    def job_state(job: str) -> str:
+        answer = next(answers)
+        if isinstance(answer, InputError):
+            raise answer
+        return answer
+
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setattr(cluster, "job_state", job_state)
+    monkeypatch.setattr(supervisor.time, "sleep", lambda seconds: None)
+    assert supervisor.Job().ending_already() is None
+    assert next(answers, None) is None
