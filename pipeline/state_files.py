@@ -16,6 +16,7 @@ import shutil
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -220,12 +221,20 @@ class FolderWriter:
                 with HashedFile(self.partial / TRAINING) as file:
                     file.write(packed.getbuffer())
                 entries[TRAINING] = file.entry
-            write_json(self.entry_file(self.rank), entries)
+            self.announce(entries)
         except OSError as error:
-            (self.partial / f"failed-{self.rank}").write_text(str(error))
+            with suppress(OSError):
+                (self.partial / f"failed-{self.rank}").write_text(str(error))
             raise
         if self.rank == 0:
             self.commit(about or {})
+
+    def announce(self, entries: dict[str, Any]) -> None:
+        """Tell the first rank that this one's files are on the disk. It may rename the folder the moment it sees this, so nothing follows."""
+        path = self.entry_file(self.rank)
+        temporary = path.with_suffix(".partial")
+        temporary.write_text(json.dumps(entries), encoding="utf-8")
+        temporary.replace(path)
 
     def entry_file(self, rank: int) -> Path:
         return self.partial / f"rank-{rank:05d}.json"

@@ -2,9 +2,12 @@
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -251,3 +254,21 @@ def test_an_asynchronous_save_is_byte_for_byte_the_synchronous_one_while_trainin
         mine, theirs = other.training(), one.training()
         for key in ("loops", "optimizer_scalars", "pipeline", "global_step"):
             assert mine[key] == theirs[key]
+
+
+def test_the_first_rank_may_rename_the_folder_the_moment_the_last_one_is_done(tmp_path, monkeypatch):
+    def late(path: Path) -> None:
+        if threading.current_thread().name.startswith("late"):
+            time.sleep(0.3)
+        os.close(os.open(path, os.O_RDONLY))
+
+    # The other rank's disk is slow to answer: it must not look into the folder once it has said that it is done.
+    monkeypatch.setattr("data_prep.files.sync", late)
+    writers = [FolderWriter(tmp_path / "step", rank, 2) for rank in range(2)]
+    writers[0].begin()
+    pieces = [[Piece(WEIGHTS, "w", (4,), 2 * rank, torch.ones(2))] for rank in range(2)]
+    with ThreadPoolExecutor(1, "late") as other:
+        done = other.submit(writers[1].write, pieces[1], None, None)
+        writers[0].write(pieces[0], {}, {"strategy": "none"})
+        done.result()
+    StateFolder(tmp_path / "step").verify()
