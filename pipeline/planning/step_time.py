@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from pipeline.planning.rehearsal import Operation, Rehearsal
+from pipeline.planning.ledger import Operation
+from pipeline.planning.rehearsal import Rehearsal
 
 BF16, FP32 = "bf16", "fp32"
 
