@@ -1,5 +1,6 @@
-"""Files with a JSON object a line, each about a step: what a run appends to as it goes, and cuts where it goes back."""
+"""Files with a line a step, CSV or JSON: what a run appends to as it goes, and cuts where it goes back."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -33,3 +34,11 @@ def keep_lines(path: Path, stays: Callable[[dict[str, Any]], bool]) -> None:
     if path.exists():
         lines = [line for line in read_lines(path) if stays(line)]
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a metrics.csv, which may still grow or not be there yet; a last line that is cut short is left out."""
+    if not path.exists():
+        return []
+    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [row for row in csv.DictReader(whole) if None not in row.values() and row.get("step", "").isdigit()]

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from data_prep.files import write_text
+from pipeline.step_records import read_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,12 +273,3 @@ class CSVLog(Logger):
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.path, text.getvalue())
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a metrics.csv; a last line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    return [row for row in csv.DictReader(whole) if None not in row.values() and row.get("step", "").isdigit()]

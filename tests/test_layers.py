@@ -22,7 +22,7 @@ ALLOWED = {
         "planning", "budget", "models", "layers", "batch_schedule", "mixture", "mixture_parts", "order", "metrics", "optim", "schedule", "state_files",
         "trainer_defaults", "muon", "batch", "loader",
     },
-    "slurm": {"slurm", "run_state", "exit_codes", "planning", "trainer_defaults"},
+    "slurm": {"slurm", "run_state", "exit_codes", "planning", "trainer_defaults", "step_records"},
     "order": set(),
     "mixture": set(),
     "mixture_parts": {"mixture"},
@@ -68,7 +68,7 @@ ALLOWED = {
     },
     "commands": {
         "allocator", "commands", "evaluation", "generation", "checkpoint", "reporting", "budget", "inspection", "interchange",
-        "models", "state_files", "planning", "slurm", "run_state", "exit_codes", "metrics",
+        "models", "state_files", "planning", "slurm", "run_state", "exit_codes", "metrics", "step_records",
     },
     "cli": {"commands", "training_cli"},
     "__main__": {"cli", "signals"},

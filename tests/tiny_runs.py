@@ -37,14 +37,6 @@ def write_config(path: Path, tokens: Path, architecture: dict, **overrides) -> P
     return path
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a metrics.csv that may still grow, or not be there yet."""
-    if not path.exists():
-        return []
-    with path.open() as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
-
-
 def losses(config: Path, *arguments: str) -> list[float]:
     """Train, and return the training losses of metrics.csv."""
     assert main(["fit", "--config", str(config), *arguments]) == 0

@@ -5,7 +5,6 @@ under some strategy, and all that they did is compared with the first.
 """
 
 import argparse
-import csv
 import json
 import math
 import multiprocessing
@@ -26,6 +25,7 @@ from typing import Any
 import yaml
 
 from data_prep.files import InputError
+from pipeline.step_records import read_rows
 
 PASSES_OPTIONS_ON = True
 """Options that are not named here are `fit`'s."""
@@ -105,12 +105,7 @@ class Run:
         return Run(folder, [*self.legs])
 
     def rows(self) -> list[dict[str, str]]:
-        """The rows of metrics.csv, but for one that is being written."""
-        path = self.folder / "metrics.csv"
-        if not path.exists():
-            return []
-        with path.open(newline="") as file:
-            return [row for row in csv.DictReader(file) if None not in row.values()]
+        return read_rows(self.folder / "metrics.csv")
 
     def metrics(self) -> dict[tuple[int, str], float]:
         """Each figure that is compared, by step and column."""

@@ -1,6 +1,5 @@
 """How a submitted run is doing: what Slurm says of its jobs, what its directory says of its training, what was before."""
 
-import csv
 import json
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pipeline import run_state
 from pipeline.slurm import cluster
 from pipeline.slurm.attempts import LOST, Journal, newest_step
 from pipeline.slurm.record import Record
+from pipeline.step_records import read_rows
 
 UNKNOWN = "UNKNOWN"
 """State of a job that Slurm has forgotten and no database has kept."""
@@ -67,7 +67,7 @@ def covers(waiting: str, member: str) -> bool:
 def training(run: Path) -> dict[str, Any]:
     """Where the training stands, by its own log."""
     facts = read_json(run / "run.json")
-    total, rows = facts.get("total_tokens"), logged_rows(run / "metrics.csv")
+    total, rows = facts.get("total_tokens"), read_rows(run / "metrics.csv")
     step_row = next((row for row in reversed(rows) if row.get("train/loss")), {})
     validation = next((row for row in reversed(rows) if row.get("val/loss")), {})
     step, tokens = number(step_row, "step"), number(step_row, "tokens")
@@ -109,14 +109,6 @@ def signs_of_life(run: Path) -> dict[str, Any] | None:
         "ranks": len(beats), "behind": behind["rank"], "host": behind["host"], "phase": behind["phase"],
         "oldest_seconds": time.time() - min(beat["time"] for beat in beats),
     }  # fmt: skip
-
-
-def logged_rows(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a metrics.csv, which may be growing."""
-    if not path.exists():
-        return []
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [row for row in csv.DictReader(lines) if None not in row.values()]
 
 
 def number(row: dict[str, str], name: str) -> float | None:

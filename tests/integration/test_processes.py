@@ -1,6 +1,5 @@
 """Training as separate processes: killed at random moments, stopped by a signal, and on two ranks."""
 
-import csv
 import os
 import random
 import signal
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from pipeline.step_records import read_rows
 
 pytestmark = pytest.mark.slow
 
@@ -56,11 +57,7 @@ class Run:
         return self.rows()
 
     def rows(self) -> list[dict[str, str]]:
-        path = self.folder / "metrics.csv"
-        if not path.exists():
-            return []
-        with path.open() as file:
-            return [row for row in csv.DictReader(file) if None not in row.values()]
+        return read_rows(self.folder / "metrics.csv")
 
 
 def losses(rows: list[dict[str, str]]) -> list[tuple[str, str, str, str]]:

@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import BATCH, GPT, read_rows, write_config
+from tiny_runs import BATCH, GPT, write_config
 from wandb.proto.wandb_internal_pb2 import Record
 
 from pipeline import run_state
 from pipeline.checkpoint import open_state
+from pipeline.step_records import read_rows
 from pipeline.tracking import stored_records, stored_rows
 
 pytestmark = pytest.mark.slow

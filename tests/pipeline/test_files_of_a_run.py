@@ -15,7 +15,8 @@ from pipeline.checkpoint import build_model, describe_model, find_checkpoint, op
 from pipeline.metrics import bits_per_byte, perplexity
 from pipeline.models.recurrent import LSTMConfig
 from pipeline.state_files import write_file
-from pipeline.tracking import CSVLog, Wandb, read_rows
+from pipeline.step_records import read_rows
+from pipeline.tracking import CSVLog, Wandb
 
 
 def test_a_continued_log_repeats_no_step_and_keeps_every_column(tmp_path):

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from slurm.cluster import Cluster
-from tiny_runs import GPT, read_rows
+from tiny_runs import GPT
 
 from pipeline.slurm.attempts import Attempt, Journal
+from pipeline.step_records import read_rows
 
 ROOT = Path(__file__).parents[2]
 BATCH = 1024
