@@ -181,7 +181,7 @@ class Supervisor:
             ending = Ending(attempts.STOPPED, f"{ending.reason}; {why_not}", counts=False)
         self.journal.end(attempt, code=code, outcome=ending.outcome, reason=ending.reason, counts=ending.counts)
         step = attempts.newest_step(self.run)
-        here = f"attempt {attempt.number} ended at step {step} saved: {ending.reason}"
+        here = f"attempt {attempt.number} ended with step {step} saved: {ending.reason}"
         if ending.outcome not in (attempts.REQUEUED, attempts.RESTARTED):
             self.say(here)
             return code, False
