@@ -131,14 +131,7 @@ class TokenDataModule(LightningDataModule):
         self.manifest = Manifest.load(self.path)
         self.mixture, self.weights, self.part_manifests = mixture or None, {"train": 1}, {"train": self.manifest}
         if mixture:
-            # By name, so that the order in which a YAML lists them means nothing.
-            mixture = dict(sorted(mixture.items()))
-            given = {name: part.weight for name, part in mixture.items()}
-            self.weights = mixture_weights(given)
-            if abs(sum(given.values()) - 1) > 1e-6:
-                rank_zero_only(print)(normalised(given, self.weights))
-            self.part_manifests = {name: part.manifest(name, self.path) for name, part in mixture.items()}
-            self.refuse_unfit_parts()
+            self.open_parts(mixture)
         if order == "pairs" and not self.manifest.pairs:
             raise ValueError(
                 f"data.order is pairs, but {path} holds plain documents: use order shuffled or stream, or prepare pairs"
@@ -182,6 +175,17 @@ class TokenDataModule(LightningDataModule):
         if content["trainer"]["max_steps"] >= 0:
             data.steps = min(data.steps, content["trainer"]["max_steps"])
         return data
+
+    def open_parts(self, mixture: dict[str, MixturePart]) -> None:
+        """Find the shards and the weights of a mixture's parts. Raises InputError where they do not go together."""
+        # By name, so that the order in which a YAML lists them means nothing.
+        parts = dict(sorted(mixture.items()))
+        given = {name: part.weight for name, part in parts.items()}
+        self.weights = mixture_weights(given)
+        if abs(sum(given.values()) - 1) > 1e-6:
+            rank_zero_only(print)(normalised(given, self.weights))
+        self.part_manifests = {name: part.manifest(name, self.path) for name, part in parts.items()}
+        self.refuse_unfit_parts()
 
     @property
     def sequences(self) -> int:
