@@ -6,6 +6,7 @@ document is encoded as plain text.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +21,14 @@ END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"
 END_OF_LINE = "<eos>"
 FILE = "tokenizer.json"
+PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTES = {
+    chr(code): bytes([byte])
+    for code, byte in zip(
+        [*PRINTED, *range(256, 512 - len(PRINTED))], [*PRINTED, *sorted({*range(256)} - {*PRINTED})], strict=True
+    )
+}
+"""The byte that each character of a byte-level vocabulary stands for: itself, where it can be printed (Radford et al. 2019)."""
 
 
 class Tokenizer:
@@ -158,6 +167,32 @@ class Tokenizer:
         for i, added in self._tokenizer.get_added_tokens_decoder().items():
             counts[i] = 0 if added.special else len(added.content.encode())
         return counts
+
+    def token_contents(self) -> list[bytes]:
+        """The UTF-8 that each id adds to a text, by id: nothing for special tokens and for ids that are not in use.
+
+        A character may be divided among several ids. Where the tokenizer is not byte-level, a word has the blank before it that
+        decoding puts there after other text.
+        """
+        contents = [b""] * self.vocab_size
+        added = self._tokenizer.get_added_tokens_decoder()
+        byte_level = isinstance(self._tokenizer.decoder, decoders.ByteLevel)
+        for token, i in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            if byte_level:
+                contents[i] = b"".join(BYTES.get(character) or character.encode() for character in token)
+            elif byte := re.fullmatch("<0x([0-9A-F]{2})>", token):
+                contents[i] = bytes.fromhex(byte[1])  # Of SentencePiece, for characters that it does not know.
+            elif i not in added:
+                contents[i] = self.continuation([i]).encode()
+        for i, token in added.items():
+            contents[i] = b"" if token.special else token.content.encode()
+        return contents
+
+    @property
+    def unknown(self) -> int | None:
+        """The id that stands for all that the vocabulary lacks; None where it lacks nothing."""
+        token = getattr(self._tokenizer.model, "unk_token", None)
+        return None if token is None or self.lossless else self._tokenizer.token_to_id(token)
 
 
 class Encoder:

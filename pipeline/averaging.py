@@ -1,6 +1,7 @@
 """The moving average of the weights, kept beside them in whatever pieces the strategy has: often better than the weights themselves."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -43,6 +44,26 @@ class AveragedWeights:
             self.averages = [piece.values.detach().clone() for piece in weights]
         for piece, average in zip(weights, self.averages, strict=True):
             yield replace(piece, kind=AVERAGE, values=average, loaded=None)
+
+    @contextmanager
+    def in_place(self, state_loaded: Callable[[], None]) -> Iterator[None]:
+        """A block in which the model has the average for its weights, and after which it has its own again, bit for bit.
+
+        Args:
+            state_loaded: the strategy's; called on every rank when the pieces have changed.
+        """
+        own = [piece.values.detach().clone() for piece in self.weights()]
+        self.write(self.averages or own, state_loaded)
+        try:
+            yield
+        finally:
+            self.write(own, state_loaded)
+
+    @torch.no_grad()
+    def write(self, values: list[Tensor], state_loaded: Callable[[], None]) -> None:
+        for piece, value in zip(self.weights(), values, strict=True):
+            piece.write(value)
+        state_loaded()
 
     @torch.no_grad()
     def update(self, share: float) -> None:

@@ -143,12 +143,13 @@ class MixedWindows:
         return bisect_right(self.begins, position) - 1
 
     def spans(self, positions: np.ndarray) -> list[tuple[int, int, int]]:
-        found = []
-        for position in positions.tolist():
-            phase = self.phase_of(position)
-            parts, starts = self.starts(np.array([position]), phase)
-            found.append((int(parts[0]), int(starts[0]), self.phases[phase].context + 1))
-        return found
+        phases = np.searchsorted(self.begins, positions, side="right") - 1
+        parts, starts = np.empty((2, len(positions)), dtype=np.int64)
+        for phase in np.unique(phases).tolist():
+            chosen = phases == phase
+            parts[chosen], starts[chosen] = self.starts(positions[chosen], phase)
+        lengths = np.array([phase.context + 1 for phase in self.phases])[phases]
+        return list(zip(parts.tolist(), starts.tolist(), lengths.tolist(), strict=True))
 
     def positions(self, start: int, stop: int, below: int, part: int = 0) -> list[int]:
         found = []

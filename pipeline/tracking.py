@@ -2,22 +2,22 @@
 
 import csv
 import io
-import json
 import netrc
 import os
-import struct
 import uuid
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from data_prep.files import write_text
 from pipeline.step_records import read_rows
+from pipeline.wandb_files import last_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,11 @@ class WandbLog(WandbLogger):
             self.first_row = {}
         elif step == self.had and self.keys:
             # A validation that was made up for after its step was sent: with the next row.
-            late = {name: value for name, value in metrics.items() if name not in self.keys and name.startswith("val/")}
+            late = {
+                name: value
+                for name, value in metrics.items()
+                if name not in self.keys and name.startswith(("val/", "few_shot/"))
+            }
             self.first_row = {**self.first_row, **late}
 
     def send(self, metrics: Mapping[str, float], step: int) -> None:
@@ -165,58 +169,76 @@ class WandbLog(WandbLogger):
             print(hint, flush=True)
 
 
+def log_table(
+    run_directory: Path,
+    name: str,
+    columns: list[str],
+    rows: list[list[Any]],
+    summary: Mapping[str, float] | None = None,
+) -> str | None:
+    """Add a table, and values for the summary, to a finished run's own wandb run: under its id, online only if it was.
+
+    They go into the run's summary, where wandb's workspaces look for a table. A row of history would need a step, and would stand
+    in the way of those that a continued training has yet to log.
+
+    Args:
+        name: what wandb calls the table; one of that name makes way.
+        rows: numbers, text and None by column.
+
+    Returns:
+        How to upload what was kept offline, as a sentence; None where nothing was, as for a run that has no wandb.
+    """
+    settings = tracked_with(run_directory)
+    mode = settings.resolved_mode()
+    if mode == "disabled" or not (run_directory / "wandb-id").exists():
+        return None
+    folders = [path for pattern in ("run-*", "offline-run-*") for path in (run_directory / "wandb").glob(pattern)]
+    # Named by the time of their start.
+    last = max(folders, key=lambda path: path.name.removeprefix("offline-"), default=None)
+    if last is not None and last.name.startswith("offline-"):
+        mode = "offline"
+    import wandb
+
+    def start(mode: str) -> Any:
+        return wandb.init(
+            project=settings.project, entity=settings.entity, name=settings.name or run_directory.name,
+            id=run_id(run_directory), resume="allow", dir=str(run_directory), mode=mode,  # pyright: ignore[reportArgumentType]
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30, reinit="create_new", x_disable_stats=True),
+        )  # fmt: skip
+
+    try:
+        run = start(mode)
+    except wandb.Error:  # No network, or an account that is gone: the scores are kept for a later sync.
+        mode = "offline"
+        run = start(mode)
+    table = wandb.Table(columns=list[str | int](columns), data=list[Any](rows), allow_mixed_types=True)
+    # Of several offline parts wandb keeps the last one's summary, so this one too ends with the run's last values.
+    known = last_values(run_directory) if mode == "offline" else {}
+    run.summary.update({**known, **(summary or {}), name: table})
+    run.finish()
+    return how_to_upload(run_directory) if mode == "offline" else None
+
+
+def last_values(run_directory: Path) -> dict[str, float]:
+    """The last value of each column of a run's metrics.csv."""
+    rows = read_rows(run_directory / "metrics.csv")
+    return {name: float(value) for row in rows for name, value in row.items() if value and name != "step"}
+
+
+def tracked_with(run_directory: Path) -> Wandb:
+    """The settings of a run's tracking, as its config.yaml has them; the defaults where it tells none."""
+    try:
+        config = yaml.safe_load((run_directory / "config.yaml").read_text(encoding="utf-8"))
+        return Wandb(**(config.get("wandb") or {}))
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+        return Wandb()
+
+
 def how_to_upload(run_directory: Path) -> str | None:
     """The command that uploads what wandb kept offline, of all attempts, as a sentence; None where there is nothing."""
     if not any((run_directory / "wandb").glob("offline-run-*")):
         return None
     return f"wandb kept this run offline; to upload it: wandb sync {run_directory / 'wandb'}/offline-run-*"
-
-
-# -- what wandb writes offline: records in blocks, as LevelDB's log
-
-BLOCK_BYTES, FILE_HEADER_BYTES, RECORD_HEADER = 1 << 15, 7, struct.Struct("<IHB")
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
-
-
-def stored_records(path: Path) -> Iterator[bytes]:
-    """The records of a .wandb file; what a kill cut short ends them."""
-    content, place, parts = path.read_bytes(), FILE_HEADER_BYTES, b""
-    while place + RECORD_HEADER.size <= len(content):
-        left = BLOCK_BYTES - place % BLOCK_BYTES
-        if left < RECORD_HEADER.size:
-            place += left
-            continue
-        _, length, kind = RECORD_HEADER.unpack_from(content, place)
-        place += RECORD_HEADER.size
-        if kind not in (FULL, FIRST, MIDDLE, LAST) or place + length > len(content):
-            return
-        part, place = content[place : place + length], place + length
-        parts = part if kind in (FULL, FIRST) else parts + part
-        if kind in (FULL, LAST):
-            yield parts
-
-
-def stored_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of an offline run's folder, with wandb's own `_step`."""
-    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
-
-    for path in sorted(folder.glob("run-*.wandb")):
-        for content in stored_records(path):
-            record = Record.FromString(content)
-            if record.HasField("history"):
-                items = record.history.item
-                yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
-
-
-def last_row(folder: Path) -> tuple[int, frozenset[str]] | None:
-    """The last step in an offline run's folder and the names of what it has; None where there is none, or it cannot be read."""
-    last = None
-    try:
-        for row in stored_rows(folder):
-            last = int(row["_step"]), frozenset(row)
-    except Exception:  # Another version of wandb may write otherwise; then the progress file is all there is.
-        return last
-    return last
 
 
 class CSVLog(Logger):

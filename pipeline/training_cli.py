@@ -25,6 +25,7 @@ from lightning.pytorch.strategies import Strategy
 from data_prep.files import InputError
 from pipeline.allocator import keep_freed_memory
 from pipeline.callbacks.checkpoints import Checkpoints
+from pipeline.callbacks.few_shot import FewShot, FewShotInTraining
 from pipeline.callbacks.gauges import LayerNorms, MemoryByRank
 from pipeline.callbacks.graceful_stop import GracefulStop
 from pipeline.callbacks.heartbeat import Heartbeat, Watchdog
@@ -179,6 +180,7 @@ class TrainingCLI(LightningCLI):
         parser.add_class_arguments(WallTime, "wall_time")
         parser.add_class_arguments(Watchdog, "watchdog")
         parser.add_class_arguments(Spikes, "spikes")
+        parser.add_class_arguments(FewShot, "few_shot")
 
     def before_instantiate_classes(self) -> None:
         config = self.config[str(self.subcommand)]
@@ -226,10 +228,12 @@ class TrainingCLI(LightningCLI):
         clock = MetricsLog(gauges)
         checkpoints = self._get(self.config_init, "checkpoint")
         stop = GracefulStop(checkpoints, self._get(self.config_init, "wall_time"))
+        heartbeat = Heartbeat(self._get(self.config_init, "watchdog"))
         own = [
-            Heartbeat(self._get(self.config_init, "watchdog")),
+            heartbeat,
             *gauges,
             clock,
+            FewShotInTraining(self._get(self.config_init, "few_shot"), clock, heartbeat, stop),
             SpikeGuard(self._get(self.config_init, "spikes"), stop),
             stop,
             LastWords(),

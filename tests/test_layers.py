@@ -46,7 +46,8 @@ ALLOWED = {
     "checkpoint": {"models", "state_files"},
     "state_files": set(),
     "distributed": {"distributed", "checkpoint", "run_state", "state_files", "master_weights"},
-    "tracking": {"step_records"},
+    "tracking": {"step_records", "wandb_files"},
+    "wandb_files": set(),
     "step_records": set(),
     "interchange": {"interchange", "models", "checkpoint", "state_files"},
     "inspection": {"inspection", "models", "checkpoint", "generation", "data", "spikes"},
@@ -58,9 +59,9 @@ ALLOWED = {
     "step_loop": {"task"},
     "callbacks": {
         "callbacks", "task", "step_loop", "checkpoint", "run_state", "exit_codes", "signals", "metrics", "tracking", "models", "state_files", "distributed", "batch", "norms", "noise_scale", "spikes",
-        "inspection", "step_records",
+        "inspection", "step_records", "evaluation",
     },
-    "evaluation": {"evaluation", "models", "checkpoint", "generation", "batch", "loss"},
+    "evaluation": {"evaluation", "models", "checkpoint", "generation", "batch", "loss", "state_files", "data", "inspection", "spikes"},
     "reporting": {"reporting"},
     "training_cli": {
         "distributed", "allocator", "callbacks", "task", "data", "models", "checkpoint", "tracking", "optim", "schedule",
@@ -69,13 +70,14 @@ ALLOWED = {
     "commands": {
         "allocator", "commands", "evaluation", "generation", "checkpoint", "reporting", "budget", "inspection", "interchange",
         "models", "state_files", "planning", "slurm", "run_state", "exit_codes", "metrics", "step_records",
+        "tracking",
     },
     "cli": {"commands", "training_cli"},
     "__main__": {"cli", "signals"},
     "__init__": set(),
 }
 # fmt: on
-OF_DATA_PREP = {"files", "shards", "tokenizer"}
+OF_DATA_PREP = {"files", "ngrams", "shards", "tokenizer"}
 
 
 def imported(path: Path) -> set[str]:

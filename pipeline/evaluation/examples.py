@@ -4,6 +4,8 @@ Task YAMLs name these functions as `custom_dataset`; each returns two parts that
 prompts draw their examples, and `test`, which is scored.
 """
 
+import functools
+import itertools
 import re
 import string
 from collections.abc import Callable, Iterator, Sequence
@@ -17,26 +19,41 @@ from datasets import Dataset
 from data_prep.files import InputError
 
 CHOICES = 4
+CALCULATE = {"plus": int.__add__, "minus": int.__sub__, "times": int.__mul__}
 
 
 def arithmetic(
-    operations: list[str], *, test: int = 200, fewshot: int = 50, seed: int = 0, **metadata: Any
+    operations: list[str], *, digits: int = 2, test: int = 200, fewshot: int = 50, seed: int = 0, **metadata: Any
 ) -> dict[str, Dataset]:
-    """Sums and differences of numbers below 100 (Brown et al. 2020, section 3.9.1).
+    """Sums, differences and products of numbers of at most so many digits (Brown et al. 2020, section 3.9.1).
 
     A wrong choice is the answer to another problem of the same operation, written with as many characters.
     """
-    calculate = {"plus": int.__add__, "minus": int.__sub__}
     random = Random(seed)
-    problems = [(operation, a, b) for operation in operations for a in range(100) for b in range(100)]
+    numbers = 10**digits
     rows = []
-    for operation, a, b in random.sample(problems, test + fewshot):
-        answer = str(calculate[operation](a, b))
+    for problem in random.sample(range(len(operations) * numbers**2), test + fewshot):
+        operation, a, b = operations[problem // numbers**2], problem // numbers % numbers, problem % numbers
+        answer = str(CALCULATE[operation](a, b))
 
         def other(operation: str = operation) -> str:
-            return str(calculate[operation](random.randrange(100), random.randrange(100)))
+            return str(CALCULATE[operation](random.randrange(numbers), random.randrange(numbers)))
 
         rows.append({"question": f"What is {a} {operation} {b}?", **multiple_choice(answer, other, random)})
+    return parts(rows, fewshot)
+
+
+def composite(*, test: int = 200, fewshot: int = 50, seed: int = 0, **metadata: Any) -> dict[str, Dataset]:
+    """Two operations on three one-digit numbers, the last two in brackets (Brown et al. 2020, section 3.9.1)."""
+    random = Random(seed)
+    signs = {"+": "plus", "-": "minus", "*": "times"}
+    rows = []
+    for problem in random.sample(
+        list(itertools.product(range(10), signs, range(10), signs, range(10))), test + fewshot
+    ):
+        a, outer, b, inner, c = problem
+        value = CALCULATE[signs[outer]](a, CALCULATE[signs[inner]](b, c))
+        rows.append({"question": f"What is {a}{outer}({b}{inner}{c})?", "answer": str(value)})
     return parts(rows, fewshot)
 
 
@@ -51,7 +68,35 @@ def insert_between_letters(word: str, random: Random) -> str:
     return "".join(letter + random.choice(".!/ ") for letter in word[:-1]) + word[-1]
 
 
-MANIPULATIONS = {"cycle_letters": cycle_letters, "random_insertion": insert_between_letters}
+def shuffle_inner_letters(word: str, random: Random, kept: int) -> str:
+    """`corruption` -> `criroptuon` with one letter kept at each end; never the word itself."""
+    inner = list(word[kept:-kept])
+    while True:
+        random.shuffle(inner)
+        if (shuffled := word[:kept] + "".join(inner) + word[-kept:]) != word:
+            return shuffled
+
+
+def reverse_letters(word: str, random: Random) -> str:
+    """`objects` -> `stcejbo`."""
+    return word[::-1]
+
+
+MANIPULATIONS: dict[str, Callable[[str, Random], str]] = {
+    "cycle_letters": cycle_letters,
+    "anagram_1": functools.partial(shuffle_inner_letters, kept=1),
+    "anagram_2": functools.partial(shuffle_inner_letters, kept=2),
+    "random_insertion": insert_between_letters,
+    "reversed": reverse_letters,
+}
+# Which words a manipulation can change.
+CHANGES: dict[str, Callable[[str], bool]] = {
+    "cycle_letters": lambda word: len(set(word)) > 1,
+    "anagram_1": lambda word: len(set(word[1:-1])) > 1,
+    "anagram_2": lambda word: len(set(word[2:-2])) > 1,
+    "random_insertion": lambda word: len(word) > 1,
+    "reversed": lambda word: word != word[::-1],
+}
 
 
 def unscramble(
@@ -71,7 +116,10 @@ def unscramble(
     """
     random = Random(seed)
     vocabulary = (Path(config_source).parent / words).read_text(encoding="utf-8").split()
-    chosen = random.sample(vocabulary, test + fewshot)
+    usable = [word for word in vocabulary if all(CHANGES[manipulation](word) for manipulation in manipulations)]
+    if len(usable) < test + fewshot:
+        raise InputError(f"{words} has {len(usable)} words to scramble, the task takes {test + fewshot}: add some.")
+    chosen = random.sample(usable, test + fewshot)
     rows = []
     for i, word in enumerate(chosen):
         manipulate = MANIPULATIONS[manipulations[i % len(manipulations)]]

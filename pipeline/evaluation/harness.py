@@ -5,33 +5,33 @@ same boundary between context and continuation, the same truncation from the lef
 figures compare with others'.
 """
 
-import functools
-import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
+import tokenizers
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.defaults import DEFAULT_MAX_GEN_TOKS, DEFAULT_MAX_LENGTH
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from data_prep.files import InputError
 from data_prep.tokenizer import Tokenizer
+from pipeline.evaluation import continuing, scoring
 from pipeline.evaluation.contexts import Tokens, contexts_of
-from pipeline.generation.beam import Beam
-from pipeline.generation.decoding import decode
-from pipeline.generation.rows import batches, padded
-from pipeline.generation.sampling import Sampling
-from pipeline.generation.stopping import StopStrings
+from pipeline.evaluation.continuing import Prompt, Settings, Writing, decoding_of
+from pipeline.evaluation.ranks import ALONE, Ranks
+from pipeline.evaluation.scoring import Likelihood, Question
 from pipeline.models.base import LanguageModel
 
-# B batch, T time, N scored tokens, V vocabulary
+__all__ = ["PipelineLM", "decoding_of"]
+
+CACHED_TEXTS = 20_000
 
 
 class PipelineLM(TemplateLM):
     """The harness's interface around a model and its tokenizer.
+
+    On several ranks the first alone is asked; the others are in `serve` meanwhile.
 
     Attributes:
         max_length: longest input in tokens; the harness's own default where the model has no limit.
@@ -47,149 +47,177 @@ class PipelineLM(TemplateLM):
         batch_tokens: int = 4096,
         seed: int = 0,
         on_progress: Callable[[int], None] = lambda requests: None,
+        ranks: Ranks = ALONE,
     ):
-        """`batch_tokens` bounds a batch, padding included; `on_progress` hears how many requests a batch finished."""
+        """`batch_tokens` bounds a batch, padding included; `on_progress` hears how many requests are finished."""
         super().__init__()
         self.model = model
         self.encoding = tokenizer
         self.batch_tokens = batch_tokens
+        self.seed = seed
         self.on_progress = on_progress
+        self.ranks = ranks
         self.max_length = model.context or DEFAULT_MAX_LENGTH
         self.truncated = 0
         self.contexts = contexts_of(model, tokenizer.end_of_text)
         self.backend = self.contexts.backend
         self._device = next(model.parameters()).device
-        self._generator = torch.Generator(self._device).manual_seed(seed)
+        self.begins_with = beginning_of(tokenizer) if self.backend == "causal" else []
         # The choices of one question share their context, and few-shot tasks score each of them.
-        self._encode = functools.lru_cache(maxsize=4096)(tokenizer.encode)
+        self._encoded: dict[str, list[int]] = {}
 
     @property
     def eot_token_id(self) -> int:
         return self.encoding.end_of_text
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        return self._encode(string)
+    @property
+    def tokenizer_name(self) -> str:
+        return self.encoding.fingerprint[:12]
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        return super().loglikelihood(requests, disable_tqdm=True)
+    # -- text to tokens
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        if string not in self._encoded:
+            self.encode_ahead([string])
+        tokens = self._encoded[string]
+        return tokens if add_special_tokens is False else [*self.begins_with, *tokens]
+
+    def encode_ahead(self, texts: Sequence[str]) -> None:
+        """Encode texts together, which is faster, for `tok_encode` to find."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._encoded]
+        if len(self._encoded) + len(new) > CACHED_TEXTS:
+            self._encoded = {text: self._encoded[text] for text in texts if text in self._encoded}
+        for text, tokens in zip(new, self.encoding.encode_batch(new), strict=True):
+            self._encoded[text] = tokens.tolist()
+
+    # -- log-likelihoods
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Likelihood]:
+        pairs: list[Any] = [request.args for request in requests]
+        contexts = [context.rstrip() for context, _ in pairs]
+        self.encode_ahead([*contexts, *(context + continuation for context, continuation in pairs)])
+        asked = []
+        for context, continuation in pairs:
+            # Blanks alone are the beginning of what is scored; the harness's own way would leave no context at all.
+            parts = (
+                self._encode_pair(context, continuation)
+                if context.strip()
+                else self.after_nothing(context + continuation)
+            )
+            asked.append(((context, continuation), *parts))
+        return self._loglikelihood_tokens(asked)
+
+    def after_nothing(self, continuation: str) -> tuple[list[int], list[int]]:
+        """Context and continuation where the text begins with what is scored, after an end-of-text token of its own or ours."""
+        tokens, prefix = self.tok_encode(continuation, add_special_tokens=False), self.prefix_token_id
+        return (tokens[:1], tokens[1:]) if tokens[:1] == [prefix] else ([prefix], tokens)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        if self.model.reads_source:
-            raise InputError(
-                "A task scores running text by itself (loglikelihood_rolling), but this model predicts a target from a source: "
-                "leave the task out"
-            )
-        windows, owners = [], []
-        for owner, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0])
-            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1):
-                windows.append((("", ""), *make_disjoint_window(window)))
+        texts = [request.args[0] for request in requests]
+        self.encode_ahead(texts)
+        pairs, owners = [], []
+        for owner, text in enumerate(texts):
+            tokens = self.contexts.running(self.tok_encode(text))
+            windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
+            for window in windows:
+                pairs.append(self.contexts.window(*make_disjoint_window(window)))
                 owners.append(owner)
         totals = [0.0] * len(requests)
-        for owner, (log_likelihood, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+        for owner, (log_likelihood, _) in zip(owners, self.likelihoods(pairs), strict=True):
             totals[owner] += log_likelihood
+        for text, total in zip(texts, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
         return totals
 
-    @torch.inference_mode()
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
-    ) -> list[tuple[float, bool]]:
-        # The choices of a question share its context, which is read once; one-token choices share all their input.
-        shared: dict[Tokens, dict[Tokens, list[int]]] = defaultdict(lambda: defaultdict(list))
-        targets: list[Tokens] = []
-        for index, (_, context, continuation) in enumerate(requests):
+    ) -> list[Likelihood]:
+        pairs = []
+        for _, context, continuation in requests:
             kept, target, lost = self.contexts.cut(context, continuation, self.max_length)
             self.truncated += lost > 0
-            targets.append(target)
-            shared[kept][target[:-1]].append(index)
+            pairs.append((kept, target))
+        return self.likelihoods(pairs, [texts for texts, _, _ in requests])
 
-        def longest(context: Tokens) -> int:
-            return len(context) + max(map(len, shared[context]))
-
-        results = [(0.0, True)] * len(requests)
-        for batch in batches(list(shared), longest, self.batch_tokens):
-            tails = [list(shared[context]) for context in batch]
-            rounds = max(map(len, tails))
-            state, heads = self.contexts.read(batch, rounds, max(map(longest, batch)))
-            for turn in range(rounds):
-                rows = [row for row, tail in enumerate(tails) if turn < len(tail)]
-                # The state of the contexts that have another continuation; a copy, for reading changes it.
-                own = None if state is None else self.model.select(state, torch.tensor(rows, device=self._device))
-                # A causal model's logits at a position do not see the filling to its right.
-                inputs_BT = padded([heads[row] + tails[row][turn] for row in rows], self.eot_token_id, self._device)
-                logits_BTV, _ = self.model(inputs_BT, own)
-                for row, logits_TV in zip(rows, logits_BTV, strict=True):
-                    for index in shared[batch[row]][tails[row][turn]]:
-                        results[index] = score(logits_TV, len(heads[row]) - 1, targets[index])
-            self.on_progress(sum(len(indices) for context in batch for indices in shared[context].values()))
+    def likelihoods(
+        self, pairs: Sequence[tuple[Tokens, Tokens]], texts: Sequence[tuple[str, str]] | None = None
+    ) -> list[Likelihood]:
+        """Of continuations after their contexts, which fit; `texts` are what both stand for."""
+        # The choices of a question share its context, which is read once; one-token choices share all their input.
+        grouped: dict[Tokens, dict[Tokens, dict[Tokens, list[int]]]] = defaultdict(lambda: defaultdict(dict))
+        for number, (context, target) in enumerate(pairs):
+            grouped[context][target[:-1]].setdefault(target, []).append(number)
+        questions = [
+            Question(context, {read: list(targets) for read, targets in of_context.items()})
+            for context, of_context in grouped.items()
+        ]
+        work = list(scoring.in_batches(questions, self.batch_tokens, self.contexts.evenness))
+        results: list[Likelihood] = [(0.0, True)] * len(pairs)
+        for place, batch in self.ranks.compute(self.perform, work):
+            done = 0
+            for question, scores in zip(work[place], batch, strict=True):
+                for target, score in scores.items():
+                    owners = grouped[question.context][target[:-1]][target]
+                    done += len(owners)
+                    for number in owners:
+                        results[number] = score
+                        if texts is not None:
+                            self.cache_hook.add_partial("loglikelihood", texts[number], score)
+            self.on_progress(done)
         return results
+
+    # -- text
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         asked: list[Any] = [request.args for request in requests]
+        self.encode_ahead([text for text, _ in asked])
         # Only requests with the same settings can be decoded together.
-        by_settings: dict[str, list[int]] = defaultdict(list)
-        for index, (_, settings) in enumerate(asked):
-            by_settings[repr(settings)].append(index)
+        by_settings: dict[Settings, dict[Tokens, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for number, (text, chosen) in enumerate(asked):
+            room = self.contexts.room(int(chosen.get("max_gen_toks", DEFAULT_MAX_GEN_TOKS)), self.max_length)
+            by_settings[continuing.settings_of(chosen, room)][self.prompt(text, room)].append(number)
+        work: list[Writing] = []
+        for settings, owners in by_settings.items():
+            prompts: list[Prompt] = continuing.prompts_of(settings, owners, self.seed, self.batch_tokens)
+            work += continuing.in_batches(settings, prompts, self.batch_tokens)
         results = [""] * len(requests)
-        for indices in by_settings.values():
-            _, settings = asked[indices[0]]
-            until = settings.get("until") or []
-            until = StopStrings(filter(None, [until] if isinstance(until, str) else until), self.encoding.decode)
-            room = self.contexts.room(int(settings.get("max_gen_toks", DEFAULT_MAX_GEN_TOKS)), self.max_length)
-            prompts = {index: self.prompt(asked[index][0], room) for index in indices}
-            how = decoding_of(settings)
-            lengths = {index: how.width * (len(prompt) + room) for index, prompt in prompts.items()}
-            for batch in batches(indices, lengths.__getitem__, self.batch_tokens):
-                answers = decode(
-                    self.model,
-                    max_new_tokens=room,
-                    how=how,
-                    generator=self._generator,
-                    stop=frozenset([self.eot_token_id]),
-                    stop_when=until.reached,
-                    **self.contexts.decoding([prompts[index] for index in batch]),
-                )
-                for index, [answer] in zip(batch, answers, strict=True):
-                    text = self.encoding.decode(itertools.takewhile(lambda token: token != self.eot_token_id, answer))
-                    results[index] = until.cut(text)
-                self.on_progress(len(batch))
+        for _, batch in self.ranks.compute(self.perform, work):
+            for owners, texts in batch:
+                for number, text in zip(owners, texts, strict=True):
+                    results[number] = text
+                    self.cache_hook.add_partial("generate_until", asked[number], text)
+                self.on_progress(len(owners))
         return results
 
-    def prompt(self, text: str, room: int) -> list[int]:
+    def prompt(self, text: str, room: int) -> Tokens:
         """A prompt, cut where it leaves no room for its answer; an empty one is the start of a document."""
         tokens = self.tok_encode(text) or [self.prefix_token_id]
         kept, lost = self.contexts.prompt(tokens, room, self.max_length)
         self.truncated += lost > 0
-        return kept
+        return tuple(kept)
+
+    # -- on every rank
+
+    def perform(self, work: list[Question] | Writing) -> Any:
+        """One batch of work: log-likelihoods of questions, or continuations of prompts."""
+        if isinstance(work, Writing):
+            return continuing.continuations(self.model, self.contexts, self.encoding, work)
+        return scoring.log_likelihoods(self.contexts, work, self.eot_token_id)
+
+    def serve(self) -> int:
+        """On a rank that is not the first: do its share of the work until the first has done; returns its exit status.
+
+        Raises:
+            SystemExit: the first rank failed, and has said why.
+        """
+        if status := self.ranks.serve(self.perform):
+            raise SystemExit(status)
+        return status
 
 
-def decoding_of(settings: dict[str, Any]) -> Sampling | Beam:
-    """How a task's `generation_kwargs`, named as in transformers, choose tokens; `num_beams` above 1 makes a beam search.
-
-    Raises:
-        InputError: an option is outside its range.
-    """
-    try:
-        if settings.get("num_beams", 1) > 1:
-            return Beam(width=settings["num_beams"], length_penalty=settings.get("length_penalty", Beam.length_penalty))
-        sampled = settings.get("do_sample", settings.get("temperature", 0.0) > 0)
-        return Sampling(
-            temperature=float(settings.get("temperature", 1.0)) if sampled else 0.0,
-            repetition_penalty=settings.get("repetition_penalty", 1.0),
-            top_k=settings.get("top_k") or None,  # 0 is off there.
-            top_p=settings.get("top_p"),
-            min_p=settings.get("min_p") or None,
-        )
-    except ValueError as error:
-        raise InputError(f"The generation_kwargs of a task cannot be used: {error}") from error
-
-
-def score(logits_TV: torch.Tensor, start: int, targets: Sequence[int]) -> tuple[float, bool]:
-    """The log-likelihood of `targets`, predicted from position `start` on, and whether greedy decoding writes them.
-
-    No target at all (a continuation that merged into its context) has likelihood 1.
-    """
-    logits_NV = logits_TV[start : start + len(targets)].float()
-    targets_N = torch.tensor(targets, dtype=torch.long, device=logits_TV.device)
-    log_likelihood_N = logits_NV.log_softmax(-1).gather(-1, targets_N[:, None])
-    return log_likelihood_N.sum().item(), bool((logits_NV.argmax(-1) == targets_N).all())
+def beginning_of(tokenizer: Tokenizer) -> list[int]:
+    """The special tokens that a tokenizer puts before a text, as LLaMA's does: models that were trained so are asked so."""
+    own = tokenizers.Tokenizer.from_str(tokenizer.content)
+    plain, whole = (own.encode("a", add_special_tokens=special).ids for special in (False, True))
+    places = range(len(whole) - len(plain) + 1)
+    return next((whole[:place] for place in places if whole[place : place + len(plain)] == plain), [])

@@ -18,12 +18,13 @@ def decode(
     samples: int = 1,
     sources: list[list[int]] | None = None,
     generator: torch.Generator | None = None,
+    seeds: Sequence[int] | None = None,
     stop: frozenset[int] = frozenset(),
     stop_when: Callable[[list[int]], bool] | None = None,
 ) -> list[list[list[int]]]:
     """For each prompt its continuations: `samples` that are drawn, or so many of the best that beam search finds.
 
-    The arguments are those of `generate`; the generator only serves sampling.
+    The arguments are those of `generate`; generator and seeds only serve sampling.
     """
     if isinstance(how, Beam):
         found = beam_search(
@@ -31,7 +32,7 @@ def decode(
         )
         return [[hypothesis.tokens for hypothesis in hypotheses] for hypotheses in found]
     new = generate(
-        model, prompts, max_new_tokens, how, samples=samples, sources=sources, generator=generator, stop=stop,
-        stop_when=stop_when,
+        model, prompts, max_new_tokens, how, samples=samples, sources=sources, generator=generator, seeds=seeds,
+        stop=stop, stop_when=stop_when,
     )  # fmt: skip
     return [new[row : row + samples] for row in range(0, len(new), samples)]

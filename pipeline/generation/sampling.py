@@ -81,12 +81,39 @@ def warped(logits_BV: Tensor, sampling: Sampling, seen_BT: Tensor) -> Tensor:
     return logits_BV
 
 
-def choose(logits_BV: Tensor, sampling: Sampling, seen_BT: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw the next token of each row, which holds `seen_BT` so far. Returns tokens_B."""
+def choose(
+    logits_BV: Tensor, sampling: Sampling, seen_BT: Tensor, generator: torch.Generator | None = None,
+    shares_B: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Draw the next token of each row, which holds `seen_BT` so far. Returns tokens_B.
+
+    Args:
+        shares_B: of the probability, in [0, 1), that lies before the token of each row, instead of the generator.
+    """
     logits_BV = warped(logits_BV, sampling, seen_BT)
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
+    if shares_B is not None:
+        reached_BV = logits_BV.double().softmax(-1).cumsum(-1)
+        drawn_B1 = torch.searchsorted(reached_BV, shares_B[:, None] * reached_BV[:, -1:], right=True)
+        return drawn_B1[:, 0].clamp(max=logits_BV.shape[-1] - 1)
     return torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)[:, 0]
+
+
+class Shares:
+    """Numbers in [0, 1) for the tokens of each row, from a seed of its own, on whatever device."""
+
+    def __init__(self, seeds: Sequence[int], limits: Sequence[int], samples: int):
+        self.shares_BT = torch.zeros(len(seeds), max(limits), dtype=torch.float64)
+        for row, seed in enumerate(seeds):
+            limit = limits[row // samples]
+            own = torch.rand(limit, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+            self.shares_BT[row, :limit] = own
+
+    def at(self, places_B: Tensor) -> Tensor:
+        """shares_B of each row's new token of this number; of any where its prompt goes on, or it has ended."""
+        self.shares_BT = self.shares_BT.to(places_B.device)
+        return self.shares_BT.gather(1, places_B.clamp(0, self.shares_BT.shape[1] - 1)[:, None])[:, 0]
 
 
 @torch.inference_mode()
@@ -99,6 +126,7 @@ def generate(
     samples: int = 1,
     sources: list[list[int]] | None = None,
     generator: torch.Generator | None = None,
+    seeds: Sequence[int] | None = None,
     stop: frozenset[int] = frozenset(),
     stop_when: Callable[[list[int]], bool] | None = None,
     on_token: Callable[[int, int], None] | None = None,
@@ -110,6 +138,7 @@ def generate(
         max_new_tokens: at most so many; one number for all prompts or one for each.
         samples: continuations of each prompt, which is read once. Row p x samples + s of the result is prompt p's sample s.
         sources: token ids that an encoder-decoder reads, one row for each prompt.
+        seeds: one for each row of the result, instead of the generator: a row is then the same whatever stands beside it.
         stop: tokens that end a row.
         stop_when: called with the new tokens of a row after each; True ends the row.
         on_token: called with (row, token) as each is drawn.
@@ -120,13 +149,15 @@ def generate(
     if not open_rows:
         return new
     rows = Rows(model, prompts, limits, sources)
+    shares = None if seeds is None or sampling.temperature == 0 else Shares(seeds, limits, samples)
     logits_BV = rows.next_logits()
     if samples > 1:
         prompt_of_row_B = torch.arange(len(prompts), device=logits_BV.device).repeat_interleave(samples)
         rows.select(prompt_of_row_B)
         logits_BV = logits_BV[prompt_of_row_B]
     while True:
-        drawn_B = choose(logits_BV, sampling, rows.seen_BT, generator)
+        shares_B = None if shares is None else shares.at(rows.position - rows.prompts_B)
+        drawn_B = choose(logits_BV, sampling, rows.seen_BT, generator, shares_B)
         drawn = drawn_B.tolist()
         # A row that has ended goes on being fed, but nothing reads what it says.
         for row in list(open_rows):

@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.reporting import document
+from pipeline.reporting import document, few_shot
 from pipeline.reporting.figures.context import context_loss
 from pipeline.reporting.figures.curves import learning_curves
 from pipeline.reporting.figures.figure import Figure, colour
 from pipeline.reporting.figures.optimisation import optimisation
-from pipeline.reporting.figures.scores import few_shot, score_rows
 from pipeline.reporting.figures.throughput import throughput
-from pipeline.reporting.quantities import MISSING, SPACE, and_list, digits, duration, percent, power, si
-from pipeline.reporting.runs import Run, best, dig, number, of_one_text
+from pipeline.reporting.lineage import corpora, source_records
+from pipeline.reporting.quantities import MISSING, and_list, digits, duration, percent, power, si
+from pipeline.reporting.records import number
+from pipeline.reporting.runs import Run, best, of_one_text
 
 SAMPLES = 6
 """Generate calls that are shown of each run, the newest; a page is read, a samples.jsonl is searched."""
@@ -32,9 +33,10 @@ class Section:
 def render(runs: list[Run], remarks: list[str], title: str) -> str:
     """The page for these runs; the same folders give the same text."""
     parts = sections(runs)
+    tasks = few_shot.of_runs(runs)
     return document.render(
         "report.html",
-        document.plot_scripts() if any(part.figure for part in parts) else [],
+        document.plot_scripts() if any(part.figure for part in parts) or tasks.drawn else [],
         title=title,
         runs=runs,
         colours={run.name: colour(position) for position, run in enumerate(runs)},
@@ -43,7 +45,7 @@ def render(runs: list[Run], remarks: list[str], title: str) -> str:
         summary=summary(runs),
         comparison=comparison(runs),
         sections=parts,
-        scores=score_rows(runs),
+        few_shot=tasks,
         samples=samples(runs),
         corpora=corpora(runs),
         environments=[(run, environment_rows(run)) for run in runs],
@@ -160,7 +162,7 @@ def sections(runs: list[Run]) -> list[Section]:
             "Few-shot scores",
             "Each task is answered with no or with a few solved examples before the question. Bars are one standard "
             "error to each side; the dotted mark is what guessing would score.",
-            few_shot(runs),
+            few_shot.overview(runs),
             "No scores yet: python -m pipeline evaluate gives them.",
         ),
         Section(
@@ -218,130 +220,6 @@ def cut(text: str) -> str:
     return text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS] + " […]"
 
 
-@dataclass(frozen=True)
-class Card:
-    """One link of the lineage: a thing on disk, facts about it, and its fingerprint."""
-
-    kind: str
-    title: str
-    facts: list[str]
-    fingerprint: str | None
-    details: list[tuple[str, str]]
-    colour: str = ""
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The runs that share one set of shards: what the shards were made from, and what was made from them."""
-
-    origin: list[list[Card]]
-    chains: list[list[Card]]
-
-
-def corpora(runs: list[Run]) -> list[Corpus]:
-    groups: dict[Any, list[tuple[int, Run]]] = {}
-    for position, run in enumerate(runs):
-        groups.setdefault(str(run.get("data", "fingerprint")), []).append((position, run))
-    return [
-        Corpus(origin(members[0][1]), [chain(run, colour(position)) for position, run in members])
-        for members in groups.values()
-    ]
-
-
-def source_records(run: Run) -> list[dict[str, Any]]:
-    sources = run.get("data", "sources")
-    return [source for source in sources if isinstance(source, dict)] if isinstance(sources, list) else []
-
-
-def origin(run: Run) -> list[list[Card]]:
-    """Sources, tokenizer and shards, from a run's record of its data."""
-    sources = [
-        Card(
-            kind="source",
-            title=str(source.get("name") or "unnamed"),
-            facts=[
-                *([str(source["kind"])] if source.get("kind") not in (None, source.get("name")) else []),
-                *(counts(name, source.get(name)) for name in ("documents", "tokens") if source.get(name)),
-                *([f"{digits(size / 1e6)}{SPACE}MB of text"] if (size := number(source.get("text_bytes"))) else []),
-            ],
-            fingerprint=text_or_none(source.get("fingerprint")),
-            details=packages(source.get("packages")),
-        )
-        for source in source_records(run)
-    ]
-    vocabulary = number(run.get("data", "vocab_size"))
-    tokens = number(run.get("data", "train_tokens"))
-    tokenizer = Card(
-        kind="tokenizer",
-        title="tokenizer.json",
-        facts=[f"{vocabulary:,.0f} ids".replace(",", SPACE)] if vocabulary else [],
-        fingerprint=text_or_none(run.get("data", "tokenizer")),
-        details=[],
-    )
-    shards = Card(
-        kind="shards",
-        title=str(run.get("data", "path") or "tokens"),
-        facts=[f"{si(tokens)} training tokens"] if tokens else [],
-        fingerprint=text_or_none(run.get("data", "fingerprint")),
-        details=[],
-    )
-    return [sources, [tokenizer], [shards]] if sources else [[tokenizer], [shards]]
-
-
-def chain(run: Run, run_colour: str) -> list[Card]:
-    """The run, its checkpoint, and what was measured on it."""
-    facts = [f"{si(tokens)} tokens" if (tokens := run.last("tokens")) else "no step logged yet"]
-    if (passes := number(run.get("data", "train_tokens"))) and tokens:
-        facts.append(f"{digits(tokens / passes, 2)} passes over the training split")
-    if run.get("code", "version"):
-        commit = run.get("code", "commit")
-        facts.append(f"code {run.get('code', 'version')}" + (f" at {str(commit)[:10]}" if commit else ""))
-    cards = [Card("run", run.name, facts, run.fingerprint, [], run_colour)]
-    file = run.checkpoint_file()
-    step = number(run.validation.get("step"))
-    seen = number(run.validation.get("tokens_seen"))
-    stage = [f"step {step:.0f}, {si(seen)} tokens"] if step is not None and seen is not None else []
-    title = file.name if file else "no checkpoint on this disk"
-    cards.append(Card("checkpoint", title, stage, run.checkpoint_fingerprint(), [], run_colour))
-    results = []
-    if (bits := run.judged("bits_per_byte")) is not None:
-        results.append(f"{digits(bits)} bits per byte in validation")
-    if run.scores:
-        tasks = len({str(score["task"]) for score in run.scores})
-        results.append(f"{len(run.scores)} scores in {tasks} tasks")
-        scored_step = number(dig(run.evaluation, "pipeline", "step"))
-        if scored_step is not None and step is not None and scored_step != step:
-            results.append(f"scored at step {scored_step:.0f}, not {step:.0f}")
-    measured = [name for name, found in (("validation", run.validation), ("evaluation", run.evaluation)) if found]
-    title = and_list(measured) if measured else "nothing measured on it yet"
-    return [*cards, Card("results", title, results, run.results_fingerprint(), [], run_colour)]
-
-
-def counts(name: str, value: Any) -> str:
-    """How many documents or tokens a source holds, in all or by split."""
-    if isinstance(value, dict):
-        splits = [f"{si(number(count))} {split}" for split, count in value.items() if number(count) is not None]
-        return f"{name}: {', '.join(splits)}"
-    return f"{si(number(value))} {name}"
-
-
-def packages(value: Any) -> list[tuple[str, str]]:
-    """A source's packages with version and hash, from a list of records or a mapping by name."""
-    if isinstance(value, dict):
-        value = [
-            {"name": name, **(facts if isinstance(facts, dict) else {"version": facts})}
-            for name, facts in value.items()
-        ]
-    rows = [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-    return [
-        (
-            f"{row.get('name', 'unnamed')} {row.get('version') or ''}".strip(),
-            str(row.get("sha256") or row.get("hash") or ""),
-        )
-        for row in rows
-    ]
-
-
 def environment_rows(run: Run) -> list[tuple[str, str]]:
     """What the run was made with: the environment, then the model's own settings."""
     environment = run.get("environment")
@@ -354,7 +232,3 @@ def environment_rows(run: Run) -> list[tuple[str, str]]:
     if run.get("started"):
         shown.insert(0, ("started", str(run.get("started"))))
     return shown
-
-
-def text_or_none(value: Any) -> str | None:
-    return str(value) if value else None

@@ -6,8 +6,6 @@ another shape becomes a sentence for the reader, never an exception.
 
 import csv
 import io
-import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,6 +14,7 @@ from statistics import fmean, median
 from typing import Any
 
 from data_prep.files import InputError, fingerprint, sha256_file
+from pipeline.reporting.records import dig, number, parse, read_lines, read_object, read_text
 
 PROGRESS = ("step", "tokens", "seconds", "flops")
 """The columns of metrics.csv that say how far a run had come; every other column is something that was measured."""
@@ -57,7 +56,10 @@ EMPTY = Series([], [], [], [], [])
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder. `record` is its run.json; `validation` and `evaluation` are empty where the file is missing."""
+    """One run folder. `record` is its run.json; `validation` and `evaluation` are empty where the file is missing.
+
+    `in_loop` holds the evaluations during training, one for each step.
+    """
 
     directory: Path
     name: str
@@ -65,6 +67,7 @@ class Run:
     metrics: dict[str, Series] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    in_loop: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     config: str = ""
     remarks: list[str] = field(default_factory=list)
@@ -101,9 +104,7 @@ class Run:
     @property
     def scores(self) -> list[dict[str, Any]]:
         """The evaluation's scores that name a task and hold a number."""
-        scores = dig(self.evaluation, "pipeline", "scores")
-        complete = [s for s in scores if isinstance(s, dict) and s.get("task")] if isinstance(scores, list) else []
-        return [score for score in complete if number(score.get("score")) is not None]
+        return complete_scores(dig(self.evaluation, "pipeline", "scores"))
 
     def checkpoint_file(self) -> Path | None:
         """The checkpoint that the judgements name, else the best, else the last; None if none is on this disk."""
@@ -166,6 +167,7 @@ def read_run(directory: Path, name: str, record: dict[str, Any]) -> Run:
             remarks.append(f"{column} was not a finite number in {series.not_finite} rows")
     validation = read_object(directory / "validation.json", remarks, because="so the last logged validation stands in")
     evaluation = read_object(directory / "evaluation" / "results.json", remarks, because="so no scores are shown")
+    in_loop = read_in_loop(read_text(directory / "evaluation" / "in_loop.jsonl"))
     samples, broken = read_samples(read_text(directory / "samples.jsonl"))
     if broken:
         remarks.append(f"{broken} of the lines of samples.jsonl could not be read")
@@ -176,6 +178,7 @@ def read_run(directory: Path, name: str, record: dict[str, Any]) -> Run:
         metrics=metrics,
         validation=validation,
         evaluation=evaluation,
+        in_loop=in_loop,
         samples=samples,
         config=read_text(directory / "config.yaml"),
         remarks=remarks,
@@ -193,28 +196,6 @@ def read_run(directory: Path, name: str, record: dict[str, Any]) -> Run:
         if scored and trained and scored != trained:
             remarks.append(f"its scores name another {part.replace('_', ' ')} than the run was trained with")
     return run
-
-
-def read_text(path: Path) -> str:
-    """A text file; empty where it is missing or unreadable, with odd bytes replaced."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def read_object(path: Path, remarks: list[str], because: str) -> dict[str, Any]:
-    """A JSON object; empty where the file is missing, and with a remark where it is broken."""
-    if not path.exists():
-        return {}
-    try:
-        value = parse_json(read_text(path))
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        remarks.append(f"{path.name} in {path.parent.name} is not a JSON object, {because}")
-        return {}
-    return value
 
 
 def read_metrics(text: str) -> dict[str, Series]:
@@ -259,11 +240,7 @@ def read_metrics(text: str) -> dict[str, Series]:
 def read_samples(text: str) -> tuple[list[dict[str, Any]], int]:
     """The generate calls of a samples.jsonl, newest first, and the number of lines that could not be read."""
     samples, broken = [], 0
-    for line in filter(str.strip, text.split("\n")):
-        try:
-            sample = parse_json(line)
-        except ValueError:
-            sample = None
+    for sample in read_lines(text):
         if isinstance(sample, dict) and isinstance(sample.get("completions"), list):
             samples.append(sample)
         else:
@@ -271,29 +248,21 @@ def read_samples(text: str) -> tuple[list[dict[str, Any]], int]:
     return samples[::-1], broken
 
 
-def parse_json(text: str) -> Any:
-    """JSON whose NaN and infinities, which are not JSON, become None. Raises ValueError."""
-    return json.loads(text, parse_constant=lambda _: None)
+def read_in_loop(text: str) -> list[dict[str, Any]]:
+    """The evaluations during training by rising step; what a resume did again replaces what the lost attempt had."""
+    kept: list[dict[str, Any]] = []
+    # A last line without its end is still being written.
+    for record in read_lines(text[: text.rfind("\n") + 1]):
+        if isinstance(record, dict) and (step := number(record.get("step"))) is not None:
+            kept = [earlier for earlier in kept if earlier["step"] < step]
+            kept.append(record | {"scores": complete_scores(record.get("scores"))})
+    return kept
 
 
-def dig(value: Any, *keys: str) -> Any:
-    """The value at a path of keys in nested dicts; None where the path ends early."""
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
-def number(value: Any) -> float | None:
-    """A finite number as it is, anything else (None, NaN, text, a truth value) as None."""
-    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if usable else None
-
-
-def parse(cell: str | None) -> float | None:
-    try:
-        return number(float(cell or ""))
-    except ValueError:
-        return None
+def complete_scores(scores: Any) -> list[dict[str, Any]]:
+    """Those of a list of scores that name a task and hold a number."""
+    complete = [s for s in scores if isinstance(s, dict) and s.get("task")] if isinstance(scores, list) else []
+    return [score for score in complete if number(score.get("score")) is not None]
 
 
 def best(runs: list[Run], value: Callable[[Run], float | None]) -> Run | None:

@@ -2,16 +2,19 @@
 
 import argparse
 import json
+import shutil
 import socket
+import statistics
 
 import pytest
+import torch
 import yaml
 
 from data_prep.files import InputError, read_json, write_json
 from pipeline.commands import evaluate
-from pipeline.evaluation import tasks
+from pipeline.evaluation import protocol, tasks
 
-SHIPPED_TASKS = {path.stem for path in tasks.SHIPPED.glob("[!_]*.yaml")}
+SHIPPED_TASKS = set(tasks.find(None, None, {})[1])
 
 
 def run(directory, *arguments: str) -> dict:
@@ -61,7 +64,8 @@ def test_the_shipped_tasks_are_scored_without_a_network(run_directory, no_networ
         assert row["higher_is_better"] == (row["metric"] != "perplexity")
         assert (row["chance"] is None) == (row["metric"] == "perplexity")
         assert results["n-shot"][f"{row['task']}@{row['shots']}"] == row["shots"]
-        assert results["results"][f"{row['task']}@{row['shots']}"][f"{row['metric']},none"] == row["score"]
+        key = f"{row['metric']},{'none' if row['scoring'] == 'harness' else 'paper'}"
+        assert results["results"][f"{row['task']}@{row['shots']}"][key] == row["score"]
     assert {row["shots"] for row in about["scores"] if row["task"] == "two_digit_addition"} == {0, 5}
     assert (about["run"], about["step"], about["tokens_seen"], about["seed"]) == ("tiny", 7, 700, 0)
     assert about["data_fingerprint"] == "d" * 64
@@ -78,12 +82,12 @@ def test_a_second_evaluation_gives_the_same_scores(run_directory):
 
 
 def test_a_user_can_read_prompts_and_answers(run_directory):
-    run(run_directory, "--tasks", "two_digit_addition", "--shots", "2", "--limit", "3")
-    lines = (run_directory / "evaluation" / "samples" / "two_digit_addition@2.jsonl").read_text().splitlines()
+    run(run_directory, "--tasks", "two_digit_addition", "--shots", "0", "--limit", "3")
+    lines = (run_directory / "evaluation" / "samples" / "two_digit_addition@0.jsonl").read_text().splitlines()
     samples = [json.loads(line) for line in lines]
     assert len(samples) == 3
     for sample in samples:
-        assert sample["prompt"].count("Q: What is") == 3
+        assert sample["prompt"].startswith("Q: What is")
         assert sample["exact_match"] == (sample["answers"][0] == sample["target"])
 
 
@@ -99,10 +103,122 @@ def test_a_task_that_fixes_zero_shots_keeps_them(run_directory, tmp_path):
     assert {row["shots"] for row in scores} == {0}
 
 
-def test_prompts_longer_than_the_context_are_reported(run_directory, capsys):
-    [row] = run(run_directory, "--tasks", "two_digit_addition", "--shots", "20", "--limit", "2")["pipeline"]["scores"]
-    assert row["truncated"] == 2
-    assert "lost their beginning" in capsys.readouterr().out
+def test_fewer_examples_than_asked_for_are_reported(run_directory, capsys):
+    row, _ = run(run_directory, "--tasks", "two_digit_addition", "--shots", "20", "--limit", "2")["pipeline"]["scores"]
+    assert (row["shots_cut"], row["truncated"]) == (2, 0)
+    assert row["shots_mean"] < 20
+    assert "two_digit_addition, 20-shot: 2 prompts hold fewer examples" in capsys.readouterr().out
+
+
+def test_questions_longer_than_the_context_are_reported(run_directory, tmp_path, capsys):
+    local_task(tmp_path / "own", task="numbers", doc_to_text="{{q}} " * 30)
+    rows = run(run_directory, "--include", str(tmp_path / "own"), "--shots", "0")["pipeline"]["scores"]
+    # Each of 4 questions has two choices.
+    assert {row["truncated"] for row in rows} == {8}
+    assert "8 requests exceeded the context of 48 tokens and lost their beginning" in capsys.readouterr().out
+
+
+def test_several_seeds_give_their_mean_and_spread(run_directory, tmp_path):
+    local_task(tmp_path / "own", task="numbers")
+    arguments = ["--include", str(tmp_path / "own"), "--shots", "0,2"]
+    scores = run(run_directory, *arguments, "--seeds", "0,1,2")["pipeline"]["scores"]
+    alone = {seed: run(run_directory, *arguments, "--seed", str(seed))["pipeline"]["scores"] for seed in (0, 1, 2)}
+    for number, row in enumerate(scores):
+        if row["shots"] == 0:
+            assert row["seeds"] == [0]
+            continue
+        of_seeds = [alone[seed][number]["score"] for seed in (0, 1, 2)]
+        assert row["seed_scores"] == of_seeds
+        assert row["score"] == pytest.approx(statistics.mean(of_seeds))
+        assert row["spread"] == pytest.approx(statistics.stdev(of_seeds))
+    assert (run_directory / "evaluation" / "samples" / "numbers@2,seed=1.jsonl").is_file()
+
+
+def test_what_can_be_scored_is_scored_and_what_cannot_ends_with_status_2(run_directory, tmp_path, capsys):
+    local_task(tmp_path / "own", task="numbers")
+    write_task(tmp_path / "own", task="missing", dataset_kwargs={"data_files": {"test": str(tmp_path / "no.jsonl")}})
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    arguments = ["--run", str(run_directory), "--include", str(tmp_path / "own"), "--shots", "0"]
+    assert evaluate.run(parser.parse_args(arguments)) == 2
+    assert "error: Task 'missing' could not be loaded" in capsys.readouterr().err
+    scores = read_json(run_directory / "evaluation" / "results.json")["pipeline"]["scores"]
+    assert {row["task"] for row in scores} == {"numbers"}
+
+
+def test_a_stopped_evaluation_goes_on_with_the_tasks_that_are_left(run_directory, monkeypatch):
+    arguments = ["--tasks", "arithmetic_choice,unscramble_choice", "--limit", "4", "--shots", "1"]
+    ask, asked = protocol.asked, []
+
+    def stopped(lm, name, *others):
+        asked.append(name)
+        if name == "unscramble_choice" and len(asked) == 2:
+            raise KeyboardInterrupt
+        return ask(lm, name, *others)
+
+    monkeypatch.setattr(protocol, "asked", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(run_directory, *arguments)
+    gone_on = run(run_directory, *arguments)["pipeline"]["scores"]
+    assert asked == ["arithmetic_choice", "unscramble_choice", "unscramble_choice"]
+    assert run(run_directory, *arguments, "--fresh")["pipeline"]["scores"] == gone_on
+    assert len(asked) == 5
+
+
+def test_the_scores_of_another_checkpoint_are_not_taken_from_the_cache(run_directory, gpt, monkeypatch):
+    arguments = ["--tasks", "arithmetic_choice", "--limit", "4", "--shots", "0"]
+    run(run_directory, *arguments)
+    path = run_directory / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint["state_dict"] = {name: value * 1.5 for name, value in checkpoint["state_dict"].items()}
+    torch.save(checkpoint, path)
+    asked = []
+    ask = protocol.asked
+    monkeypatch.setattr(protocol, "asked", lambda *given: asked.append(given) or ask(*given))
+    run(run_directory, *arguments)
+    assert len(asked) == 1
+
+
+def test_another_run_is_compared_on_the_same_questions(run_directory, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(run_directory, other)
+    arguments = ["--tasks", "arithmetic_choice", "--shots", "0", "--limit", "30"]
+    with pytest.raises(InputError, match="has no scores to compare with: evaluate it"):
+        run(run_directory, *arguments, "--compare", str(other))
+    run(other, *arguments)
+    # Their answers, but for one question that they got right or wrong otherwise.
+    path = other / "evaluation" / "samples" / "arithmetic_choice@0.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["acc"] = 1 - lines[0]["acc"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = {row["metric"]: row for row in run(run_directory, *arguments, "--compare", str(other))["pipeline"]["scores"]}
+    against = rows["acc"]["against"]
+    assert against["run"] == "other"
+    assert abs(against["difference"]) == pytest.approx(1 / 30)
+    assert against["score"] == pytest.approx(sum(line["acc"] for line in lines) / 30)
+    assert against["low"] <= against["difference"] <= against["high"]
+    assert rows["acc_per_token"]["against"]["difference"] == 0
+    assert "Against other, on the same questions" in capsys.readouterr().out
+    # Other questions cannot be paired.
+    rows = run(run_directory, *arguments[:-1], "20", "--compare", str(other))["pipeline"]["scores"]
+    assert all("against" not in row for row in rows)
+    assert "answered other questions" in capsys.readouterr().err
+
+
+def test_published_figures_stand_beside_the_score_that_is_taken_as_theirs(run_directory, tmp_path, capsys):
+    local_task(tmp_path / "own", task="numbers", metadata={"paper": {"results": "copa", "answer_context": "Answer:"}})
+    rows = run(run_directory, "--include", str(tmp_path / "own"), "--shots", "0,1,2")["pipeline"]["scores"]
+    with_figures = {(row["shots"], row["metric"]): row["published"] for row in rows if row["published"]}
+    # Brown et al. 2020, Table H.1, COPA with GPT-3 Small; ours are 4 questions, not its 100.
+    assert {key: figures[0]["score"] for key, figures in with_figures.items()} == {
+        (0, "acc_unconditional"): 0.66,
+        (1, "acc_unconditional"): 0.62,
+        (2, "acc_unconditional"): 0.67,
+    }
+    assert with_figures[2, "acc_unconditional"] == [
+        {"model": "GPT-3 Small", "score": 0.67, "shots": 32, "split": "validation", "n": 100, "full": False}
+    ]
+    assert "Beside published models" in capsys.readouterr().out
 
 
 def test_tasks_that_need_documents_are_left_out_where_there_are_none(run_directory, capsys):
@@ -158,7 +274,18 @@ def test_a_task_with_a_missing_field_is_named(run_directory, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--shots", "few"], ["--shots", "-1"], ["--limit", "0"], ["--batch_tokens", "many"]]
+    "arguments",
+    [
+        ["--shots", "few"],
+        ["--shots", "-1"],
+        ["--limit", "0"],
+        ["--batch_tokens", "many"],
+        ["--seeds", "0,x"],
+        ["--data", "copa"],
+        ["--data", "copa=/no/such/file"],
+        ["--data", "copa:train=README.md"],
+        ["--scoring", "mine"],
+    ],
 )
 def test_arguments_out_of_range_end_with_status_2(arguments):
     parser = argparse.ArgumentParser()

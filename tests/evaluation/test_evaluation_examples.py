@@ -26,6 +26,50 @@ def test_arithmetic_answers_are_right():
         assert row["answer"] == str(int(a) + int(b) if operation == "plus" else int(a) - int(b))
 
 
+@pytest.mark.parametrize("digits", [2, 3, 4, 5])
+def test_numbers_have_the_digits_that_are_asked_for_and_answers_are_right(digits):
+    calculate = {"plus": int.__add__, "minus": int.__sub__, "times": int.__mul__}
+    rows = examples.arithmetic(list(calculate), digits=digits)["test"].to_list()
+    largest = 0
+    for row in rows:
+        a, operation, b = re.fullmatch(r"What is (\d+) (\w+) (\d+)\?", row["question"]).groups()
+        assert row["answer"] == str(calculate[operation](int(a), int(b)))
+        largest = max(largest, int(a), int(b))
+    assert 0.9 * 10**digits < largest < 10**digits
+    assert len({row["question"] for row in rows}) == 200
+
+
+def test_composite_problems_bracket_the_last_two_numbers_and_are_answered_right():
+    parts = examples.composite()
+    for row in [*parts["test"], *parts["fewshot"]]:
+        problem = re.fullmatch(r"What is (\d[-+*]\(\d[-+*]\d\))\?", row["question"])[1]
+        assert row["answer"] == str(eval(problem))
+    assert not set(parts["test"]["question"]) & set(parts["fewshot"]["question"])
+
+
+@pytest.mark.parametrize(("manipulation", "kept"), [("anagram_1", 1), ("anagram_2", 2)])
+def test_an_anagram_keeps_its_ends_and_is_another_word(manipulation, kept):
+    for row in examples.unscramble([manipulation], words="words.txt", config_source=str(SHIPPED / "a_task.yaml"))[
+        "test"
+    ]:
+        scrambled, answer = row["scrambled"], row["answer"]
+        assert (scrambled[:kept], scrambled[-kept:]) == (answer[:kept], answer[-kept:])
+        assert Counter(scrambled) == Counter(answer)
+        assert scrambled != answer
+
+
+def test_reversed_words_read_backwards_and_no_palindrome_is_asked():
+    parts = examples.unscramble(["reversed"], words="words.txt", config_source=str(SHIPPED / "a_task.yaml"))
+    for row in [*parts["test"], *parts["fewshot"]]:
+        assert row["scrambled"] == row["answer"][::-1] != row["answer"]
+
+
+def test_too_few_words_for_the_questions_are_refused(tmp_path):
+    (tmp_path / "few.txt").write_text("level alpha gamma delta omega")
+    with pytest.raises(InputError, match="few.txt has 4 words to scramble, the task takes 5"):
+        examples.unscramble(["reversed"], words="few.txt", config_source=str(tmp_path / "task.yaml"), test=4, fewshot=1)
+
+
 def test_scrambled_words_hold_the_letters_of_their_answer():
     for row in unscramble()["test"]:
         letters = re.sub(r"[.!/ ]", "", row["scrambled"])

@@ -1,13 +1,17 @@
 """The adapter gives the harness what the model says: checked by hand, and against the harness's own HFLM."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+from evaluation.conftest import CONTEXT, spread_out
 from lm_eval.api.instance import Instance
 
 from pipeline.evaluation.harness import PipelineLM
+from pipeline.models.base import LanguageModel
+from pipeline.models.transformer import TransformerConfig
 
 CASES = [
     ("Return the number of", " items in the list"),
@@ -76,7 +80,7 @@ def test_choices_that_share_a_context_score_as_if_alone(model, tokenizer):
 
 def test_a_context_is_read_once_for_all_its_choices(model, tokenizer):
     read = []
-    handle = model.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0].numel()))
+    handle = model.token_embedding.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0].numel()))
     context, choices = tuple(range(10, 30)), [[5, 6], [7, 8], [9, 10], [11, 12]]
     PipelineLM(model, tokenizer)._loglikelihood_tokens([(("", ""), list(context), choice) for choice in choices])
     handle.remove()
@@ -152,56 +156,52 @@ def test_a_prompt_leaves_room_for_its_answer(gpt, tokenizer):
     assert lm.truncated == 2
 
 
-def test_scores_and_answers_equal_the_harness_hflm_on_the_same_weights(gpt, tokenizer):
-    transformers = pytest.importorskip("transformers", reason="HFLM needs transformers, which is not installed")
-    huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="HFLM needs accelerate")
-    import tokenizers
-
-    reference = huggingface.HFLM(
-        pretrained=as_gpt2(transformers, gpt),
-        tokenizer=transformers.PreTrainedTokenizerFast(
-            tokenizer_object=tokenizers.Tokenizer.from_str(tokenizer.content), eos_token="<|endoftext|>"
-        ),
-        batch_size=4,
-        max_length=gpt.context,
-        device="cpu",
-    )
-    ours = PipelineLM(gpt, tokenizer)
-    long = ("Return the number of items. " * 20, "The end")
-    asked = requests("loglikelihood", *CASES, long)
-    for (a, a_greedy), (b, b_greedy) in zip(ours.loglikelihood(asked), reference.loglikelihood(asked), strict=True):
-        assert a == pytest.approx(b, abs=1e-4)
-        assert a_greedy == b_greedy
-    texts = requests("loglikelihood_rolling", ("Return",), (long[0],))
-    assert ours.loglikelihood_rolling(texts) == pytest.approx(reference.loglikelihood_rolling(texts), abs=1e-3)
-    settings = {"until": ["\n", "e"], "max_gen_toks": 8}
-    prompts = requests("generate_until", *[(context, settings) for context, _ in [*CASES[:5], long]])
-    assert ours.generate_until(prompts) == reference.generate_until(prompts)
+@pytest.fixture(params=["gpt", "lstm", "documents"])
+def reader(request, tokenizer) -> LanguageModel:
+    """Both families, and a model that looks at no other document."""
+    if request.param != "documents":
+        return request.getfixturevalue(request.param)
+    config = TransformerConfig(vocab_size=tokenizer.vocab_size, context=CONTEXT, layers=2, width=32, heads=4)
+    return spread_out(dataclasses.replace(config, document_end=tokenizer.end_of_text).build())
 
 
-def as_gpt2(transformers, gpt):
-    """The same weights in transformers' GPT-2, whose linear layers are stored transposed."""
-    config = gpt.config
-    twin = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=config.vocab_size, n_positions=config.context, n_embd=config.width, n_layer=config.layers,
-            n_head=config.heads, bos_token_id=0, eos_token_id=0,
-        )
-    )  # fmt: skip
-    body = twin.transformer
-    pairs = [
-        (body.wte, gpt.token_embedding),
-        (body.wpe, gpt.position_embedding),
-        (body.ln_f, gpt.norm),
-    ]
-    for theirs, ours in zip(body.h, gpt.blocks, strict=True):
-        pairs += [(theirs.ln_1, ours.attention_norm), (theirs.ln_2, ours.mlp_norm)]
-        pairs += [(theirs.attn.c_attn, ours.attention.query_key_value), (theirs.attn.c_proj, ours.attention.output)]
-        pairs += [(theirs.mlp.c_fc, ours.mlp.expand), (theirs.mlp.c_proj, ours.mlp.output)]
-    with torch.no_grad():
-        for theirs, ours in pairs:
-            transposed = theirs.weight.shape != ours.weight.shape or type(theirs).__name__ == "Conv1D"
-            theirs.weight.copy_(ours.weight.T if transposed else ours.weight)
-            if getattr(ours, "bias", None) is not None:
-                theirs.bias.copy_(ours.bias)
-    return twin.eval()
+@pytest.mark.parametrize("choices", [1, 3])
+def test_what_all_contexts_of_a_batch_begin_with_is_read_once_and_changes_no_score(choices, reader, tokenizer):
+    shown = [7, 3, tokenizer.end_of_text, *range(20, 40)]
+    contexts = [[*shown, *own] for own in ([50], [51, 52, 53], [50, 54])]
+    asked = [(("", ""), context, [60 + i, *range(70, 70 + i)][: 1 + i]) for context in contexts for i in range(choices)]
+    alone = [PipelineLM(reader, tokenizer)._loglikelihood_tokens([each])[0] for each in asked]
+    read = []
+    handle = reader.token_embedding.register_forward_pre_hook(lambda _, inputs: read.append(tuple(inputs[0].shape)))
+    together = PipelineLM(reader, tokenizer)._loglikelihood_tokens(asked)
+    handle.remove()
+    assert [score for score, _ in together] == pytest.approx([score for score, _ in alone], abs=1e-4)
+    assert [greedy for _, greedy in together] == [greedy for _, greedy in alone]
+    assert read[0] == (1, len(shown))
+    assert all(rows > 1 and length < 8 for rows, length in read[1:])
+
+
+def test_a_sampled_answer_is_the_same_in_any_batch_and_in_any_company(model, tokenizer):
+    settings = {"until": [], "max_gen_toks": 6, "do_sample": True, "temperature": 1.0, "top_k": 50}
+    prompts = ["Return the number", "If", "A longer prompt than the others, of", "If", "If"]
+    asked = requests("generate_until", *[(prompt, settings) for prompt in prompts])
+
+    def answers(order: list[int], batch_tokens: int) -> dict[int, str]:
+        lm = PipelineLM(model, tokenizer, batch_tokens=batch_tokens)
+        return dict(zip(order, lm.generate_until([asked[i] for i in order]), strict=True))
+
+    whole = answers([0, 1, 2, 3, 4], 4096)
+    assert answers([0, 1, 2, 3, 4], 1) == answers([0, 1, 2, 3, 4], 50) == whole
+    assert answers([2, 1], 4096) == {2: whole[2], 1: whole[1]}
+    assert len({whole[1], whole[3], whole[4]}) == 3, "each repetition is a draw of its own"
+
+
+def test_the_same_prompt_is_continued_once_where_nothing_is_drawn(gpt, tokenizer):
+    settings = {"until": [], "max_gen_toks": 4}
+    lm, batches = PipelineLM(gpt, tokenizer), []
+    perform = lm.perform
+    lm.perform = lambda work: batches.append(len(work.prompts)) or perform(work)
+    texts = lm.generate_until(requests("generate_until", *[("Return", settings)] * 5, ("If", settings)))
+    assert batches == [2]
+    assert len({*texts[:5]}) == 1
+    assert texts[5] != texts[0]

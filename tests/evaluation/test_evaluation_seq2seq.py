@@ -148,9 +148,10 @@ def test_a_setting_outside_its_range_is_one_sentence(translator, tokenizer):
         PipelineLM(translator, tokenizer).generate_until(asked)
 
 
-def test_running_text_cannot_be_scored(translator, tokenizer):
-    with pytest.raises(InputError, match="predicts a target from a source: leave the task out"):
-        PipelineLM(translator, tokenizer).loglikelihood_rolling(requests("loglikelihood_rolling", ("Return",)))
+def test_running_text_is_a_target_whose_source_is_what_stands_before_it(translator, tokenizer):
+    text, end = "Return the number of items.", tokenizer.end_of_text
+    [score] = PipelineLM(translator, tokenizer).loglikelihood_rolling(requests("loglikelihood_rolling", (text,)))
+    assert score == pytest.approx(by_hand(translator, [end], [*tokenizer.encode(text), end])[0], abs=1e-4)
 
 
 def test_scores_and_answers_equal_the_harness_hflm_on_the_same_weights(tokenizer):
@@ -181,6 +182,12 @@ def test_scores_and_answers_equal_the_harness_hflm_on_the_same_weights(tokenizer
     for (a, a_greedy), (b, b_greedy) in zip(ours.loglikelihood(asked), reference.loglikelihood(asked), strict=True):
         assert a == pytest.approx(b, abs=1e-4)
         assert a_greedy == b_greedy
+    ours.max_length = CONTEXT
+    texts = requests(
+        "loglikelihood_rolling", ("Return the number",), (" ".join(text for pair in CASES for text in pair) * 3,), ("",)
+    )
+    assert len(tokenizer.encode(texts[1].args[0])) > 2 * CONTEXT
+    assert ours.loglikelihood_rolling(texts) == pytest.approx(reference.loglikelihood_rolling(texts), abs=1e-3)
     # HFLM adds the length of the source to an encoder-decoder's max_gen_toks unless max_length (with the start token) is given.
     settings = {"until": ["\n", "th"], "max_gen_toks": 8, "max_length": 9}
     prompts = requests("generate_until", *[(text, settings) for text, _ in CASES[:5]])

@@ -14,7 +14,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from pipeline import run_state
 from pipeline.checkpoint import open_state
 from pipeline.step_records import read_rows
-from pipeline.tracking import stored_records, stored_rows
+from pipeline.wandb_files import stored_records, stored_rows
 
 pytestmark = pytest.mark.slow
 

@@ -265,3 +265,29 @@ def test_a_stop_string_is_found_at_the_token_that_completes_it(strings):
 def test_an_empty_stop_string_is_refused():
     with pytest.raises(ValueError, match="give a text"):
         StopStrings(["\n", ""], spelled)
+
+
+def test_rows_with_seeds_of_their_own_are_drawn_by_probability():
+    torch.manual_seed(0)
+    logits_V = torch.randn(12) * 2
+    rows, sampling = 20_000, Sampling(temperature=1.5, top_k=8)
+    shares_B = torch.stack([torch.rand((), dtype=torch.float64, generator=seeded(i)) for i in range(rows)])
+    seen_BT = torch.zeros(rows, 0, dtype=torch.long)
+    drawn_B = choose(logits_V.expand(rows, -1), sampling, seen_BT, shares_B=shares_B)
+    expected_V = warped(logits_V[None], sampling, NOTHING_SEEN).softmax(-1)[0]
+    counts_V = torch.bincount(drawn_B, minlength=12)
+    assert (counts_V[expected_V == 0] == 0).all()
+    assert (counts_V / rows - expected_V).abs().max() < 4 * (0.25 / rows) ** 0.5
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_row_with_its_own_seed_is_the_same_whatever_stands_beside_it(model):
+    prompts, sampling = [[1, 2, 3, 4, 5], [6], [7, 8]], Sampling(temperature=1.0)
+    together = generate(model, prompts, 6, sampling, samples=2, seeds=range(6))
+    for number, prompt in enumerate(prompts):
+        for sample in range(2):
+            row = 2 * number + sample
+            assert generate(model, [prompt], 6, sampling, seeds=[row]) == [together[row]]

@@ -18,7 +18,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from pipeline.cli import main
 from pipeline.step_records import append_line, keep_lines, read_lines
-from pipeline.tracking import stored_records, stored_rows
+from pipeline.wandb_files import stored_records, stored_rows
 
 
 def configured(folder: Path, tokens: Path, *callbacks: dict, **overrides) -> Path:

@@ -1,9 +1,7 @@
 """The sentences under the figures say what the numbers say, ties and gaps included."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,7 +9,6 @@ from pipeline.reporting.figures.context import log_bins, read_context
 from pipeline.reporting.figures.curves import at_tokens, read_curves
 from pipeline.reporting.figures.figure import COLOURS
 from pipeline.reporting.figures.optimisation import read_optimisation
-from pipeline.reporting.figures.scores import read_scores, score_rows
 from pipeline.reporting.figures.throughput import read_throughput
 from pipeline.reporting.quantities import digits, duration, percent, power, si
 from pipeline.reporting.runs import Run, Series
@@ -76,37 +73,6 @@ def test_context_reading_tells_early_from_late() -> None:
     )
     assert "are level in the last quarter" in read_context([(run("a"), flat), (run("b"), flat)])
     assert "gains 1.0 nats per token" in read_context([(run("gpt"), late_better)])
-
-
-def scored(name: str, *scores: tuple[str, float, float | None, float | None]) -> Run:
-    records: list[dict[str, Any]] = [
-        {"task": task, "shots": 0, "metric": "acc", "score": score, "stderr": stderr, "chance": chance, "n": 100}
-        for task, score, stderr, chance in scores
-    ]
-    return Run(Path(name), name, {}, evaluation={"pipeline": {"scores": records}})
-
-
-def test_only_scores_two_standard_errors_above_chance_count_as_above() -> None:
-    first = scored("a", ("near", 0.29, 0.02, 0.25), ("far", 0.31, 0.02, 0.25), ("unknown", 0.9, None, 0.25))
-    rows = score_rows([first])
-    assert [row.above_chance("a") for row in rows] == [False, True, False]
-    assert read_scores([first], rows) == "a is more than two standard errors above chance in 1 of 3 scores."
-
-
-def test_two_runs_are_told_apart_only_beyond_the_error_of_their_difference() -> None:
-    # The difference has an error of 0.05 = hypot(0.03, 0.04): 0.09 is within two of them, 0.11 is beyond.
-    first = scored("a", ("same", 0.59, 0.03, 0.25), ("apart", 0.61, 0.03, 0.25))
-    second = scored("b", ("same", 0.50, 0.04, 0.25), ("apart", 0.50, 0.04, 0.25))
-    assert "a leads b by more than two standard errors in 1 of 2" in read_scores(
-        [first, second], score_rows([first, second])
-    )
-    twin = replace(first, name="twin")
-    assert "differ by more than two standard errors in none" in read_scores([first, twin], score_rows([first, twin]))
-
-
-def test_a_run_without_a_score_leaves_its_cell_empty() -> None:
-    rows = score_rows([scored("a", ("one", 0.5, 0.1, 0.25)), scored("b", ("two", 0.5, 0.1, 0.25))])
-    assert [list(row.cells) for row in rows] == [["a"], ["b"]]
 
 
 def test_clipping_is_counted_from_the_norms() -> None:

@@ -5,7 +5,8 @@ from statistics import fmean
 
 from pipeline.reporting.figures.figure import TIE, Figure, axis, layout, line
 from pipeline.reporting.quantities import digits
-from pipeline.reporting.runs import DIFFERENT_TEXT, Run, number, of_one_text
+from pipeline.reporting.records import number
+from pipeline.reporting.runs import DIFFERENT_TEXT, Run, of_one_text
 
 
 def context_loss(runs: list[Run]) -> Figure | None:
