@@ -40,7 +40,7 @@ class FewShot:
     every_tokens: int | None = None
     """Tokens between two evaluations; none is made when not given."""
     tasks: list[str] | None = None
-    """Tasks or groups by name; those that need neither a file nor a hub when not given."""
+    """Tasks, groups or tags by name; those of the first look that `evaluate` takes when not given."""
     shots: list[int] | None = None
     """Examples in the prompt, several numbers for several scores; the tasks' own when not given."""
     limit: int | None = 100

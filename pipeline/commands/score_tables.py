@@ -83,7 +83,7 @@ def remarks(rows: Iterable[Row], longest: int) -> list[str]:
         if row.get("shots_cut"):
             mean = f"{row['shots_mean']:.1f} on average"
             found.append(
-                f"{label}: {row['shots_cut']} prompts hold fewer examples ({mean}), for the context is {longest} tokens."
+                f"{label}: {row['shots_cut']} of {row['n']} prompts hold fewer examples ({mean}), for the context is {longest} tokens."
             )
         if row.get("truncated"):
             found.append(

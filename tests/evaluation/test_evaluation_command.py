@@ -107,7 +107,7 @@ def test_fewer_examples_than_asked_for_are_reported(run_directory, capsys):
     row, _ = run(run_directory, "--tasks", "two_digit_addition", "--shots", "20", "--limit", "2")["pipeline"]["scores"]
     assert (row["shots_cut"], row["truncated"]) == (2, 0)
     assert row["shots_mean"] < 20
-    assert "two_digit_addition, 20-shot: 2 prompts hold fewer examples" in capsys.readouterr().out
+    assert "two_digit_addition, 20-shot: 2 of 2 prompts hold fewer examples" in capsys.readouterr().out
 
 
 def test_questions_longer_than_the_context_are_reported(run_directory, tmp_path, capsys):
