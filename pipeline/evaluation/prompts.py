@@ -37,15 +37,16 @@ def drawn(pool: Sequence[Any], count: int, *, seed: int, question: Any) -> list[
         InputError: the pool has fewer.
     """
     random = Random(f"{seed} {question_key(question)}")
-    order, chosen = list(range(len(pool))), []
-    # A shuffle from the front, as far as it is needed: a larger count goes on where a smaller one ends.
+    chosen: list[Any] = []
+    # A shuffle from the front, as far as it is needed: a larger count goes on where a smaller one ends. Only what has moved is kept.
+    moved: dict[int, int] = {}
     for place in range(len(pool)):
         if len(chosen) == count:
             break
         other = random.randrange(place, len(pool))
-        order[place], order[other] = order[other], order[place]
-        if pool[order[place]] != question:
-            chosen.append(pool[order[place]])
+        number, moved[other] = moved.get(other, other), moved.get(place, place)
+        if pool[number] != question:
+            chosen.append(pool[number])
     if len(chosen) < count:
         raise InputError(f"there are {len(chosen)} examples to draw from, not {count}: ask for fewer --shots")
     return chosen

@@ -58,7 +58,8 @@ def trained(folder: Path) -> dict[int, dict[str, str]]:
         return {int(row["step"]): row for row in csv.DictReader(file) if row["train/loss"] or row.get("train/skipped")}
 
 
-@pytest.mark.parametrize("strategies", [["zero2"], pytest.param(["ddp", "zero1", "zero3"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategies", [["zero2"], ["ddp", "zero1", "zero3"]])
 def test_two_ranks_leave_out_what_is_a_spike_on_one_and_train_as_plain_pytorch(
     strategies, tokens_folder, tmp_path, monkeypatch
 ):

@@ -233,6 +233,7 @@ def test_tasks_that_need_documents_are_left_out_where_there_are_none(run_directo
         run(run_directory, "--tasks", "last_word")
 
 
+@pytest.mark.slow  # the harness indexes its thousands of tasks
 def test_an_unknown_task_is_answered_with_the_nearest_names(run_directory):
     with pytest.raises(InputError, match=r"'two_digit_adition'.*two_digit_addition"):
         run(run_directory, "--tasks", "two_digit_adition")

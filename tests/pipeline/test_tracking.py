@@ -96,6 +96,7 @@ def test_an_offline_run_reads_back_as_it_was_logged(tmp_path):
         assert [row["_step"] for row in rows] == [*range(len(rows))]
 
 
+@pytest.mark.slow
 def test_over_cut_attempts_wandb_has_one_run_with_every_step_once(tokens_folder, tmp_path, capsys):
     run = tmp_path / "run"
     with pytest.raises(PowerCut):
