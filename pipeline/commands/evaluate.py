@@ -24,7 +24,9 @@ WIDTH_OF_FILES = 120
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path, required=True, help="run directory, as fit leaves it")
+    # torchrun reads `--run` as an abbreviation of an option of its own, wherever it stands.
+    parser.add_argument("folder", nargs="?", type=Path, metavar="RUN", help="run directory, as fit leaves it")
+    parser.add_argument("--run", type=Path, help="the same, as other verbs take it")
     add_checkpoint_arguments(parser)
     parser.add_argument(
         "--tasks",
@@ -89,6 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if (arguments.run is None) == (arguments.folder is None):
+        raise InputError("Which run? Give one run directory, as --run RUN or by itself.")
+    arguments.run = arguments.run or arguments.folder
     # The harness has no arguments for these: its progress bars, and the processes that it forks to bootstrap an error.
     os.environ.update(TQDM_DISABLE="1", DISABLE_MULTIPROC="1")
     for library in ("lm_eval", "huggingface_hub"):

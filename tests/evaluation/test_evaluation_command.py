@@ -304,3 +304,13 @@ def test_each_shipped_task_states_its_chance_level(name, documents):
         assert tasks.chance_level(task, metric) == stated.get(metric)
     if task.OUTPUT_TYPE == "multiple_choice":
         assert stated["acc"] == 1 / len(task.doc_to_choice(task.eval_docs[0]))
+
+
+def test_the_run_may_stand_by_itself_for_torchrun_takes_the_option(run_directory):
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    rest = ["--tasks", "arithmetic_choice", "--shots", "0", "--limit", "2"]
+    assert evaluate.run(parser.parse_args([str(run_directory), *rest])) == 0
+    for runs in ([], [str(run_directory), "--run", str(run_directory)]):
+        with pytest.raises(InputError, match="Give one run directory"):
+            evaluate.run(parser.parse_args([*runs, *rest]))
