@@ -4,17 +4,27 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # What a verb does, and the last stage that it brings up to date. The rest are below, with options of their own.
 STAGE_VERBS = {
-    "run": ("all stages, from sources to token shards", "tokenize"),
+    "run": ("all stages, from sources to token shards and their mixture", "mix"),
     "collect": ("read the sources into Parquet documents", "collect"),
-    "dedup": ("... and drop documents whose text, or pairs whose two sides, came before", "dedup"),
+    "filter": ("... and drop documents by the rules of Gopher, C4, FineWeb and others", "filter"),
+    "dedup": ("... and drop documents whose text, or pairs whose two sides, came before, or nearly", "dedup"),
+    "decontaminate": (
+        "... and cut out what they share with test sets, where the configuration names some",
+        "decontaminate",
+    ),
     "split": ("... and divide them into train, validation and test", "split"),
     "tokenizer": ("... and train the tokenizer on the train split", "tokenizer"),
-    "tokenize": ("... and write the token shards (the same as run)", "tokenize"),
+    "tokenize": ("... and write the token shards", "tokenize"),
+    "mix": ("... and report how often training will read each source (the same as run)", "mix"),
 }
-INSPECT = "show a prepared corpus: a table of counts, or one document or pair"
+INSPECT = "show a prepared corpus: counts, histograms, a document, where a text or an id is"
 VERIFY = "check a prepared corpus: checksums, ids, ends of texts, text"
 
 
@@ -64,7 +74,12 @@ def prepare(verb: str, arguments: list[str]) -> int:
     from rich.console import Console
 
     fields = {name: config[name] for name in DataConfig.__dataclass_fields__}
-    run(DataConfig(**fields), last, Console(soft_wrap=True))
+    data = DataConfig(**fields)
+    if verb == "mix" and not data.mix.wanted:
+        raise InputError(
+            "mix has nothing to report: give mix.total_tokens, with mix.weights or without, or mix.tokens."
+        )
+    run(data, last, Console(soft_wrap=True))
     return 0
 
 
@@ -80,19 +95,66 @@ def look(arguments: list[str]) -> int:
         each.add_argument(
             "folder", type=Path, help="the corpus: the `output` of its configuration, or its folder of tokens"
         )
-    inspect.add_argument("--split", default="train", help="split of the document (default: train)")
-    inspect.add_argument("--document", type=int, metavar="K", help="show document K of the split, counted from 0")
+    inspect.add_argument(
+        "--split",
+        help="split to look at (default: train, or all with --find, --id)",
+    )
+    view = inspect.add_mutually_exclusive_group()
+    view.add_argument("--document", type=int, metavar="K", help="show document K of the split, counted from 0")
+    view.add_argument("--id", help="say where the documents with this id are: split, number, shard and offset")
+    view.add_argument(
+        "--shard", metavar="FILE", help="with --offset: show the document that a token of this shard is of"
+    )
+    view.add_argument("--find", metavar="TEXT", help="say where this text stands: documents, ids, characters")
+    view.add_argument(
+        "--histograms", action="store_true", help="lengths of the documents by source, and the most frequent tokens"
+    )
+    view.add_argument("--html", type=Path, metavar="FILE", help="write counts and histograms as one page with plots")
+    inspect.add_argument(
+        "--offset", type=int, default=0, metavar="N", help="with --shard: the token, from 0 (default: 0)"
+    )
+    inspect.add_argument("--first", type=int, default=10, metavar="N", help="with --find: show so many (default: 10)")
+    inspect.add_argument("--ignore-case", action="store_true", help="with --find")
+    inspect.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="spells the ids of .bin/.idx files that have no manifest"
+    )
     options = parser.parse_args(arguments)
 
     from rich.console import Console
 
-    from data_prep import inspection
-
     console = Console()
     if options.verb == "verify":
-        inspection.verify(options.folder, console)
-    elif options.document is not None:
-        inspection.show(options.folder, options.split, options.document, console)
+        from data_prep.verification import verify as check
+
+        check(options.folder, console)
     else:
-        inspection.table(options.folder, console)
+        inspect_corpus(options, console)
     return 0
+
+
+def inspect_corpus(options: argparse.Namespace, console: "Console") -> None:
+    """The views of `inspect`."""
+    from data_prep import inspection
+    from data_prep.shards import SPLITS
+
+    folder, split = options.folder, options.split or "train"
+    splits = [options.split] if options.split else SPLITS
+    if inspection.is_foreign(folder):
+        inspection.foreign(folder, options.document, options.tokenizer, console)
+    elif options.document is not None:
+        inspection.show(folder, split, options.document, console)
+    elif options.id is not None:
+        inspection.identified(folder, splits, options.id, console)
+    elif options.shard is not None:
+        inspection.show_at(folder, options.shard, options.offset, console)
+    elif options.find is not None:
+        inspection.found(folder, splits, options.find, options.ignore_case, options.first, console)
+    elif options.histograms:
+        inspection.histograms(folder, split, console)
+    elif options.html is not None:
+        from data_prep.inspection_page import write_page
+
+        write_page(folder, split, options.html)
+        console.print(f"{options.html} written", highlight=False, soft_wrap=True)
+    else:
+        inspection.table(folder, console)

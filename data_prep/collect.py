@@ -1,11 +1,15 @@
 """Collection: any source becomes Parquet documents or pairs, with what is known about where they came from."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from data_prep.document import SIDES, DocumentWriter
+from data_prep.document import DocumentWriter, sides, text_lengths
 from data_prep.files import InputError
 from data_prep.sources import Source
 
@@ -18,33 +22,60 @@ def collect(name: str, source: Source, workers: int, target: Path) -> dict[str, 
     Half of a surrogate pair, which UTF-8 cannot hold, becomes U+FFFD.
     """
     origin: dict[str, Any] = {}
-    rows: list[list[str]] = []
-    pending = empty = 0
-    with DocumentWriter(target, name) as writer:
-        for id, *texts in source.documents(workers, origin):
-            if source.limit is not None and writer.documents + len(rows) >= source.limit:
-                break
-            if not all(text.strip() for text in texts):
-                empty += 1
-                continue
-            rows.append([valid(id), *map(valid, texts)])
-            pending += sum(map(len, texts))
-            if pending >= BATCH_CHARACTERS:
-                writer.add(batch_of(rows))
-                rows, pending = [], 0
-        if rows:
-            writer.add(batch_of(rows))
+    empty = 0
+    with DocumentWriter(target, name) as writer, ExitStack() as stack:
+        batches = source.batches(workers, origin)
+        stack.callback(getattr(batches, "close", lambda: None))  # Ends the processes that read, where a limit is met.
+
+        def with_text() -> Iterator[pa.RecordBatch]:
+            nonlocal empty
+            left = source.limit
+            for batch in batches:
+                full = np.logical_and.reduce([has_text(texts) for texts in sides(batch).values()])
+                if left is not None and full.sum() >= left:
+                    stop = int(np.searchsorted(np.cumsum(full), left)) + 1 if left > 0 else 0
+                    batch, full = batch.slice(0, stop), full[:stop]
+                empty += int((~full).sum())
+                yield batch if full.all() else batch.filter(pa.array(full))
+                if left is not None:
+                    left -= int(full.sum())
+                    if left <= 0:
+                        return
+
+        for batch in even(with_text()):
+            writer.add(batch)
     if writer.documents == 0:
         raise InputError(f"Source {name!r} has no document with text in it: check its settings and its files.")
     return {**writer.record, "empty": empty, **origin}
 
 
-def batch_of(rows: list[list[str]]) -> pa.RecordBatch:
-    """Rows of (id, text) or (id, text, target) as columns."""
-    columns = list(zip(*rows, strict=True))
-    return pa.record_batch([pa.array(column) for column in columns], names=["id", *SIDES][: len(columns)])
+def has_text(texts: pa.Array) -> np.ndarray:
+    """Whether each text is more than white space."""
+    return text_lengths(pc.call_function("utf8_ltrim_whitespace", [texts])) > 0
 
 
-def valid(text: str) -> str:
-    """Text that UTF-8 can hold."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def even(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches that depend on the rows alone: each ends with the row that fills it."""
+    pending: list[pa.RecordBatch] = []
+    characters = 0
+    for batch in batches:
+        lengths = [pc.call_function("utf8_length", [texts]).to_numpy() for texts in sides(batch).values()]
+        ends = np.cumsum(np.sum(lengths, axis=0, dtype=np.int64))
+        start = 0
+        while start < batch.num_rows:
+            before = int(ends[start - 1]) if start else 0
+            stop = int(np.searchsorted(ends, before + BATCH_CHARACTERS - characters)) + 1
+            pending.append(batch.slice(start, min(stop, batch.num_rows) - start))
+            characters += int(ends[min(stop, batch.num_rows) - 1]) - before
+            if stop <= batch.num_rows:
+                yield joined(pending)
+                pending, characters = [], 0
+            start = stop
+    if pending:
+        yield joined(pending)
+
+
+def joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return pa.record_batch(
+        {name: pa.concat_arrays([batch.column(name) for batch in batches]) for name in batches[0].schema.names}
+    )

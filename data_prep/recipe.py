@@ -1,6 +1,7 @@
 """A corpus from its configuration: which stages there are, in which order, and what each depends on."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -8,15 +9,28 @@ from typing import Any
 
 from rich.console import Console
 
-from data_prep import pair_sources, python_sources  # noqa: F401  (their sources are named in configurations)
+from data_prep import (  # their sources are named in configurations
+    pair_sources,  # noqa: F401
+    python_sources,  # noqa: F401
+    table_sources,  # noqa: F401
+    web_sources,  # noqa: F401
+)
 from data_prep.collect import collect
-from data_prep.dedup import deduplicate
+from data_prep.cutting import whole_id
+from data_prep.decontaminate import DecontaminateConfig, decontaminate
+from data_prep.decontaminate import report as print_contamination
+from data_prep.dedup import DedupConfig, deduplicate
+from data_prep.fertility import report as print_fertility
 from data_prep.files import InputError
+from data_prep.filtering.classifier import Classifier, train
+from data_prep.filtering.stage import FilterConfig, filter_source, require_some
+from data_prep.mix import MixConfig, mix
+from data_prep.mix import report as print_mixture
+from data_prep.shards import Manifest
 from data_prep.sources import Source
 from data_prep.split import SplitConfig, divide
 from data_prep.stages import Finished, Stage, exclusive, perform
 from data_prep.tokenization import TokenizerConfig, make_tokenizer, tokenize
-from data_prep.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -39,9 +53,13 @@ class DataConfig:
     """Folder for all stages; the shards go to its folder `tokens`."""
     sources: dict[str, Source]
     """Name and settings of each source. Of equal documents, that of the earlier source is kept."""
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     shards: ShardConfig = field(default_factory=ShardConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
     workers: int = 0
     """Processes that read sources; 0 for one a core. The result does not depend on it."""
 
@@ -58,6 +76,17 @@ class DataConfig:
                 f"Source {pairs[0]!r} gives pairs and source {plain[0]!r} gives plain text: "
                 "a corpus is of one kind, so make two of them."
             )
+        for name in self.mix.given:
+            if name not in self.sources:
+                raise InputError(f"mix names the source {name!r}: the sources are {', '.join(self.sources)}.")
+        reference = self.filter.classifier.reference if self.filter.classifier else ()
+        for option, names in (("sources", self.filter.sources or ()), ("classifier.reference", reference)):
+            for name in names:
+                if name not in self.sources:
+                    raise InputError(f"filter.{option} names {name!r}: the sources are {', '.join(self.sources)}.")
+        for name in pairs:
+            if self.filter.of(name):
+                raise InputError(f"Source {name!r} gives pairs: `filter` is for plain text, so leave it out.")
 
 
 def run(config: DataConfig, last: str, console: Console) -> None:
@@ -69,7 +98,22 @@ def run(config: DataConfig, last: str, console: Console) -> None:
             for stage in stages(config, done):
                 done[stage.name] = perform(stage, output, console)
             if verb == last:
+                report(verb, done, console)
                 return
+
+
+def report(verb: str, done: dict[str, Finished], console: Console) -> None:
+    """What the verb that was asked for says beyond its stage's line."""
+    if verb == "tokenizer":
+        print_fertility(done["tokenizer"].record, console)
+    if verb == "mix" and "mixture" in done:
+        print_mixture(done["mixture"].record, console)
+    if verb == "decontaminate" and "decontaminated" in done:
+        print_contamination(done["decontaminated"].record, console)
+    elif verb == "decontaminate":
+        console.print(
+            "decontaminate: nothing to do, the configuration names no test set (decontaminate.files or .tasks)"
+        )
 
 
 def collect_stages(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
@@ -87,29 +131,70 @@ def source_settings(source: Source) -> dict[str, Any]:
     return {"kind": type(source).__name__, **source.settings()}
 
 
-def dedup_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
+def filter_stages(config: DataConfig, done: dict[str, Finished]) -> Iterator[Stage]:
+    if config.filter.classifier:
+        yield classifier_stage(config, config.filter.classifier, done)
+    # Not before it is finished: it is asked for the stages after it only then.
+    for name in filter(config.filter.of, config.sources):
+        collected = done[f"documents/{name}"]
+        scores, inputs = None, [collected.output]
+        if config.filter.classifies(name):
+            trained = done["classifier"]
+            scores = trained.folder / "classifier.npy"
+            inputs.append(trained.output)
+        work = partial(filter_source, collected.folder, name, config.filter, scores)
+        columns = ("documents", "text_bytes", "dropped")
+        yield Stage(f"filtered/{name}", 1, config.filter.settings(), inputs, work, columns=columns)
+    if all(map(config.filter.of, config.sources)):
+        require_some({name: done[f"filtered/{name}"].record for name in config.sources})
+
+
+def classifier_stage(config: DataConfig, settings: Classifier, done: dict[str, Finished]) -> Stage:
     collected = {name: done[f"documents/{name}"] for name in config.sources}
+    reference = {name: collected[name].folder for name in settings.reference}
+    raw = {name: finished.folder for name, finished in collected.items() if config.filter.classifies(name)}
+    sizes = {name: finished.record["documents"] for name, finished in collected.items()}
+    inputs = [[name, collected[name].output] for names in (reference, raw) for name in names]
+    work = partial(train, settings, reference, raw, sizes)
+    columns = ("reference_documents", "raw_documents", "held_out", "right")
+    return Stage("classifier", 1, [asdict(settings), list(reference)], inputs, work, columns=columns)
+
+
+def dedup_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
+    collected = {name: done.get(f"filtered/{name}", done[f"documents/{name}"]) for name in config.sources}
     folders = {name: finished.folder for name, finished in collected.items()}
     inputs = [[name, finished.output] for name, finished in collected.items()]
-    columns = ("documents", "text_bytes", "duplicates")
-    return [Stage("unique", 1, {}, inputs, partial(deduplicate, folders), columns=columns)]
+    work = partial(deduplicate, folders, config.dedup)
+    return [Stage("unique", 1, config.dedup.settings(), inputs, work, columns=config.dedup.columns)]
+
+
+def decontaminate_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
+    if not config.decontaminate.wanted:
+        return []
+    unique = done["unique"]
+    folders = dict.fromkeys(config.sources, unique.folder)
+    inputs = [unique.output, config.decontaminate.inputs()]
+    columns = ("documents", "text_bytes", "contaminated", "dropped", "removed_passages")
+    work = partial(decontaminate, folders, config.decontaminate)
+    return [Stage("decontaminated", 1, asdict(config.decontaminate), inputs, work, columns=columns)]
 
 
 def split_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
-    unique = done["unique"]
+    clean = done.get("decontaminated", done["unique"])
     fixed = {name: source.split for name, source in config.sources.items()}
     settings = {**asdict(config.split), "sources": fixed}
     columns = ("train", "validation", "test")
-    work = partial(divide, unique.folder, fixed, config.split)
-    return [Stage("split", 1, settings, unique.output, work, columns=columns)]
+    document_of = whole_id if "decontaminated" in done else str
+    work = partial(divide, clean.folder, fixed, config.split, document_of)
+    return [Stage("split", 1, settings, clean.output, work, columns=columns)]
 
 
 def tokenizer_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
     divided = done["split"]
-    settings: Any = asdict(config.tokenizer)
+    settings: Any = config.tokenizer.settings()
     inputs = divided.output
     if config.tokenizer.path is not None:
-        settings, inputs = {}, Tokenizer.load(config.tokenizer.path).fingerprint
+        settings, inputs = {}, config.tokenizer.existing()[0].fingerprint
     size = divided.record["totals"]["train"]["text_bytes"]
     work = partial(make_tokenizer, config.tokenizer, divided.folder, list(config.sources), size)
     return [Stage("tokenizer", 1, settings, inputs, work, columns=("vocab_size",))]
@@ -129,11 +214,26 @@ def tokenize_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]
     return [Stage("tokens", 1, asdict(config.shards), inputs, work, columns=("documents", "text_bytes", "tokens"))]
 
 
+def mix_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
+    if not config.mix.wanted:
+        return []
+    tokens = done["tokens"]
+    sizes = dict.fromkeys(config.sources, 0)
+    for shard in Manifest.load(tokens.folder).splits["train"]:
+        sizes[shard.source] += shard.tokens
+    settings = {**asdict(config.mix), "path": str(tokens.folder)}
+    work = partial(mix, config.mix, sizes, str(tokens.folder))
+    return [Stage("mixture", 1, settings, tokens.output, work, columns=("planned_tokens",))]
+
+
 # What each verb brings up to date, after the verbs above it.
 STAGES = {
     "collect": collect_stages,
+    "filter": filter_stages,
     "dedup": dedup_stage,
+    "decontaminate": decontaminate_stage,
     "split": split_stage,
     "tokenizer": tokenizer_stage,
     "tokenize": tokenize_stage,
+    "mix": mix_stage,
 }

@@ -9,7 +9,7 @@ scans nothing.
 import hashlib
 import struct
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -232,14 +232,21 @@ class Manifest:
     def verify(self, split: str | None = None) -> None:
         """Check sizes, headers and checksums of one split or of all; InputError names the first damaged file."""
         for name in [split] if split else [name for name, shards in self.splits.items() if shards]:
-            self.open(name)
-            for shard in self.shards(name):
-                for suffix, expected in shard.sha256.items():
-                    file = self.folder / f"{shard.file}.{suffix}"
-                    if sha256_file(file) != expected:
-                        raise InputError(
-                            f"{file} does not match its checksum in {MANIFEST}, so it was changed: {REMAKE}."
-                        )
+            for problem in self.problems(name):
+                raise InputError(problem)
+
+    def problems(self, split: str) -> Iterator[str]:
+        """A sentence for each file of a split that is missing, or has not the size, header or checksum that is listed."""
+        for shard in self.shards(split):
+            try:
+                map_tokens(self.folder / shard.file, self.dtype, shard, self.sequences_per_document)
+            except InputError as error:
+                yield str(error)
+                continue
+            for suffix, expected in shard.sha256.items():
+                file = self.folder / f"{shard.file}.{suffix}"
+                if sha256_file(file) != expected:
+                    yield f"{file} does not match its checksum in {MANIFEST}, so it was changed: {REMAKE}."
 
 
 @dataclass(frozen=True)

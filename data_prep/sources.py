@@ -1,29 +1,41 @@
 """Where documents come from: local text, JSON lines, Parquet, the `datasets` hub.
 
-`python_sources` has Python itself, `pair_sources` texts with a target. A source is its settings. It says cheaply what
-it would read, so that an unchanged corpus is not read again, and it yields (id, text). An id depends on its document
-alone, never on the documents beside it: the split is made by id.
+`table_sources` has CSV, `web_sources` pages, `pair_sources` texts with a target, `python_sources` Python itself. A
+source is its settings. It says cheaply what it would read, so that an unchanged corpus is not read again, and it gives
+rows of (id, text), as columns of a batch. An id depends on its document alone, never on the documents beside it: the
+split is made by id.
 """
 
 import codecs
 import glob
-import gzip
-import hashlib
-import json
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from data_prep.columns import group_bytes, open_parquet, read_json_lines, read_row_group
 from data_prep.files import InputError
+from data_prep.parallel import Piece, Task, in_order
+from data_prep.reading import (
+    COMPRESSIONS,
+    Block,
+    blocks_of,
+    line_blocks,
+    not_in_encoding,
+    open_bytes,
+)
+from data_prep.rows import batches_of, content_id, pick
 
 CHUNK_BYTES = 2**20
+TASK_BYTES = 2**22
+# What a small compressed file holds still fits in memory.
+COMPRESSED_TASK_BYTES = 2**18
+ROW_GROUP_BYTES = 2**26
 Documents = Iterator[tuple[str, str]]
 
 
@@ -59,10 +71,9 @@ class Source(ABC):
         `origin` takes facts about what was read.
         """
 
-
-def content_id(name: str, text: str) -> str:
-    """An id for a piece of something larger, which stays when other pieces are added or removed around it."""
-    return f"{name}#{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    def batches(self, workers: int, origin: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+        """The same as `documents` as columns `id`, `text` and, of pairs, `target`, in text that UTF-8 can hold."""
+        yield from batches_of(self.documents(workers, origin))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +103,62 @@ class FileSource(Source):
     def inputs(self) -> Any:
         return [listing(path) for path, _ in self.matches()]
 
+    def documents(self, workers: int, origin: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+        for batch in self.batches(workers, origin):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+    def batches(self, workers: int, origin: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+        origin |= dict.fromkeys(self.counts, 0)
+        for piece in in_order(self.tasks(), workers):
+            for name, count in piece.counts.items():
+                origin[name] += count
+            if piece.batch is not None:
+                yield piece.batch
+
+    def tasks(self) -> Iterator[Task]:
+        """The reading of all files, divided: small files together, a large one by itself."""
+        if self.limit is not None and self.counts:  # What is counted ends with the last document that is taken.
+            yield Task(partial(read_files, self, self.matches()), local=True)
+            return
+        group: list[tuple[Path, str]] = []
+        size = 0
+        for path, name in self.matches():
+            own = path.stat().st_size
+            large = own > (COMPRESSED_TASK_BYTES if path.suffix in COMPRESSIONS else TASK_BYTES)
+            if group and (large or size + own > TASK_BYTES):
+                yield Task(partial(read_files, self, group))
+                group, size = [], 0
+            if large:
+                yield Task(partial(read_files, self, [(path, name)]), local=True)
+            else:
+                group.append((path, name))
+                size += own
+        if group:
+            yield Task(partial(read_files, self, group))
+
+    def rows(self, path: Path, name: str, counts: dict[str, int]) -> Iterator[tuple[str, ...]]:
+        """The rows of one file; `counts` has the numbers of `counts`, to be added to."""
+        raise NotImplementedError
+
+
+def read_files(source: FileSource, files: list[tuple[Path, str]]) -> Iterator[Piece]:
+    """The rows of some files, one after another, up to the source's limit."""
+    counts = dict.fromkeys(source.counts, 0)
+    rows = chain.from_iterable(source.rows(path, name, counts) for path, name in files)
+    for batch in batches_of(rows if source.limit is None else up_to(source.limit, rows)):
+        yield Piece(batch, counts.copy())
+        counts |= dict.fromkeys(counts, 0)
+    yield Piece(counts=counts)
+
+
+def up_to(limit: int, rows: Iterator[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    """The rows up to the one with which so many have text on all sides."""
+    for row in rows:
+        yield row
+        limit -= all(text.strip() for text in row[1:])
+        if limit <= 0:
+            return
+
 
 def listing(path: Path) -> list[Any]:
     status = path.stat()
@@ -100,7 +167,7 @@ def listing(path: Path) -> list[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedFileSource(FileSource):
-    """Local files of text in some encoding, plain or gzipped (`.gz`)."""
+    """Local files of text in some encoding, plain or compressed (`.gz`, `.bz2`, `.xz`, `.zst`)."""
 
     encoding: str = "utf-8"
     """Encoding of the files, as Python names it."""
@@ -116,20 +183,14 @@ class EncodedFileSource(FileSource):
                 f"There is no encoding {self.encoding!r}: use a name that Python knows, such as latin-1."
             ) from None
         consumed = 0
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
+        with open_bytes(path) as stream:
             while True:
                 pending = len(decoder.getstate()[0])
+                data = stream.read(CHUNK_BYTES)
                 try:
-                    data = stream.read(CHUNK_BYTES)
                     text = decoder.decode(data, final=not data)
                 except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{path} is not {self.encoding}: byte {consumed - pending + error.start} is "
-                        f"0x{error.object[error.start]:02x} ({error.reason}); set the source's "
-                        "`encoding` (latin-1, say) or `errors: replace`."
-                    ) from None
-                except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                    raise InputError(f"{path} is not a whole gzip file ({error}): fetch it again.") from None
+                    raise not_in_encoding(path, self.encoding, consumed - pending, error) from None
                 yield text.removeprefix("\ufeff") if consumed == 0 else text
                 if not data:
                     return
@@ -163,13 +224,12 @@ class Text(EncodedFileSource):
                 "`separator` must not be empty and `document_characters` must be positive: leave out what is unset."
             )
 
-    def documents(self, workers: int, origin: dict[str, Any]) -> Documents:
-        for path, name in self.matches():
-            pieces = self._pieces(path)
-            head = list(islice(pieces, 2))
-            whole = self.separator is None and len(head) < 2
-            for piece in chain(head, pieces):
-                yield name if whole else content_id(name, piece), piece
+    def rows(self, path: Path, name: str, counts: dict[str, int]) -> Documents:
+        pieces = self._pieces(path)
+        head = list(islice(pieces, 2))
+        whole = self.separator is None and len(head) < 2
+        for piece in chain(head, pieces):
+            yield name if whole else content_id(name, piece), piece
 
     def _pieces(self, path: Path) -> Iterator[str]:
         rest = ""
@@ -204,35 +264,24 @@ class Jsonl(EncodedFileSource):
     id_column: str | None = None
     """The field that holds a stable id. Unset: the id is made from the text."""
 
-    def documents(self, workers: int, origin: dict[str, Any]) -> Documents:
+    def tasks(self) -> Iterator[Task]:
         for path, name in self.matches():
-            for number, line in enumerate(self.lines(path), 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise InputError(f"{path} line {number} is not JSON ({error}): mend or remove the line.") from None
-                if not isinstance(row, dict):
-                    raise InputError(f"{path} line {number} is not a JSON object: each line has to be one.")
-                yield pick(row, self.text_column, self.id_column, name, f"{path} line {number}")
+            for block in self._blocks(path, name):
+                yield Task(partial(read_json_lines, block, self.text_column, self.id_column, self.errors))
+
+    def _blocks(self, path: Path, name: str) -> Iterator[Block]:
+        if utf8(self.encoding):
+            return line_blocks(path, name)
+        # Blocks are of UTF-8. What UTF-8 cannot hold is no character of the file's encoding either.
+        return blocks_of((chunk.encode("utf-8", "replace") for chunk in self.chunks(path) if chunk), path, name)
 
 
-def pick(row: dict[str, Any], text_column: str, id_column: str | None, name: str, place: str) -> tuple[str, str]:
-    """The id and text of a row. A null text counts as empty."""
-    for column in (text_column, id_column):
-        if column is not None and column not in row:
-            raise InputError(
-                f"{place} has no field {column!r}, only {', '.join(row)}: set `text_column` or `id_column`."
-            )
-    text = row[text_column]
-    if text is None:
-        text = ""
-    if not isinstance(text, str):
-        raise InputError(
-            f"{place} holds {type(text).__name__} in {text_column!r}, not text: set `text_column` to another field."
-        )
-    return (content_id(name, text) if id_column is None else str(row[id_column])), text
+def utf8(encoding: str) -> bool:
+    """Whether this is a name of UTF-8. An encoding that there is not is none."""
+    try:
+        return codecs.lookup(encoding).name == "utf-8"
+    except LookupError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,28 +293,19 @@ class Parquet(FileSource):
     id_column: str | None = None
     """The column that holds a stable id. Unset: the id is made from the text."""
 
-    def documents(self, workers: int, origin: dict[str, Any]) -> Documents:
+    def tasks(self) -> Iterator[Task]:
         columns = [column for column in (self.text_column, self.id_column) if column]
         for path, name in self.matches():
-            try:
-                parquet = pq.ParquetFile(path)
-            except pa.ArrowInvalid as error:
-                raise InputError(f"{path} is not a Parquet file ({error}): correct the entry in `files`.") from None
-            with parquet:
-                missing = [column for column in columns if column not in parquet.schema_arrow.names]
-                if missing:
-                    have = ", ".join(parquet.schema_arrow.names)
-                    raise InputError(
-                        f"{path} has no column {missing[0]!r}, only {have}: set `text_column` or `id_column`."
-                    )
-                for batch in parquet.iter_batches(batch_size=1024, columns=columns):
-                    for row in batch.to_pylist():
-                        yield pick(row, self.text_column, self.id_column, name, str(path))
+            with open_parquet(path, columns) as parquet:
+                sizes = [group_bytes(parquet, group, columns) for group in range(parquet.num_row_groups)]
+            for group, size in enumerate(sizes):
+                call = partial(read_row_group, path, name, group, self.text_column, self.id_column)
+                yield Task(call, local=size > ROW_GROUP_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hub(Source):
-    """A data set of the Hugging Face hub, or a local folder that `datasets` can load; streamed, never downloaded."""
+    """A data set of the Hugging Face hub, or a local folder that `datasets` can load."""
 
     name: str
     """Name on the hub ("Salesforce/wikitext"), a loader ("parquet", with data_dir) or a local folder."""
@@ -281,6 +321,11 @@ class Hub(Source):
     """The column that holds the text."""
     id_column: str | None = None
     """The column that holds a stable id. Unset: the id is made from the text."""
+    streaming: bool = True
+    """Read it over the network as it goes; otherwise it is downloaded whole first and kept in the cache of `datasets`."""
+
+    def settings(self) -> dict[str, Any]:
+        return {name: value for name, value in super().settings().items() if name != "streaming"}
 
     def inputs(self) -> Any:
         folders = [Path(folder) for folder in (self.name, self.data_dir) if folder and Path(folder).is_dir()]
@@ -296,7 +341,7 @@ class Hub(Source):
                 split=self.hub_split,
                 revision=self.revision,
                 data_dir=self.data_dir,
-                streaming=True,
+                streaming=self.streaming,
             )
             for row in rows:
                 yield pick(dict(row), self.text_column, self.id_column, self.name, f"Data set {self.name}")

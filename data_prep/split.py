@@ -5,6 +5,7 @@ which share its name as id, stay together.
 """
 
 import hashlib
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,14 +42,23 @@ class SplitConfig:
         return "validation" if place < self.validation else "test" if place >= 1 - self.test else "train"
 
 
-def divide(folder: Path, sources: dict[str, str | None], config: SplitConfig, target: Path) -> dict[str, Any]:
-    """Write each source's documents to a folder a split; a source that names a split goes there whole."""
+def divide(
+    folder: Path,
+    sources: dict[str, str | None],
+    config: SplitConfig,
+    document_of: Callable[[str], str],
+    target: Path,
+) -> dict[str, Any]:
+    """Write each source's documents to a folder a split; a source that names a split goes there whole.
+
+    `document_of` gives the id that decides: of pieces, the id of the document that they were cut from.
+    """
     counts: dict[str, Any] = {}
     with ExitStack() as stack:
         for source, fixed in sources.items():
             writers = {split: stack.enter_context(DocumentWriter(target / split, source)) for split in SPLITS}
             for batch in document.read(folder, source):
-                places = [fixed or config.of(id) for id in batch.column("id").to_pylist()]
+                places = [fixed or config.of(document_of(id)) for id in batch.column("id").to_pylist()]
                 for split, writer in writers.items():
                     writer.add(batch.filter(pa.array([place == split for place in places])))
             stack.pop_all().close()

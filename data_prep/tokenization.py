@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from data_prep import document
+from data_prep.fertility import fertility
+from data_prep.files import InputError
 from data_prep.shards import SPLITS, Manifest, ShardWriter, dtype_for
-from data_prep.tokenizer import Encoder, Tokenizer
+from data_prep.tokenizer import END_OF_TEXT, Encoder, Tokenizer
+from data_prep.tokenizer_files import read_tokenizer, with_end_of_text
 
 SAMPLE_DOCUMENTS = 64
 SAMPLE_CHARACTERS = 20_000
@@ -21,16 +24,50 @@ SAMPLE_CHARACTERS = 20_000
 class TokenizerConfig:
     """The tokenizer: one trained on the train split, or one that exists."""
 
-    kind: Literal["bpe", "word"] = "bpe"
-    """`bpe` is byte-level: any text comes back whole. `word` takes the most frequent words as they stand between white
+    kind: Literal["bpe", "unigram", "char", "word"] = "bpe"
+    """`bpe` and `unigram` are byte-level: any text comes back whole. `char` has each character of the train split as it
+    stands, U+FFFD for all others. `word` takes the most frequent words as they stand between white
     space, `<unk>` for all others and `<eos>` for the end of a line."""
     vocab_size: int = 4096
-    """Ids of a trained tokenizer. Of `bpe`: 256 bytes, the end-of-text token and the merges. Of `word`, at most:
-    `<unk>`, `<eos>`, the words and the end-of-text token."""
+    """Ids of a trained tokenizer. Of `bpe` and `unigram`: 256 bytes, the end-of-text token and the merges or pieces. Of
+    `word`, at most: `<unk>`, `<eos>`, the words and the end-of-text token; of `char`, too."""
     train_bytes: int = 200_000_000
     """Train on about this much text at most, chosen evenly over the train split."""
     path: str | None = None
-    """Use this `tokenizer.json` and train none."""
+    """Use this tokenizer and train none: a `tokenizer.json`, GPT-2's `encoder.json` with `vocab.bpe` beside it, or a folder
+    with either."""
+    end_of_text: str | None = None
+    """What `path` calls the token between documents, where that is not <|endoftext|>; it is renamed, and keeps its id. Unset:
+    the usual names are tried."""
+
+    def __post_init__(self) -> None:
+        if self.end_of_text is not None and self.path is None:
+            raise InputError(
+                f"tokenizer.end_of_text is {self.end_of_text!r}, but only a tokenizer of tokenizer.path can have another name for "
+                "it: leave it away."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """All settings on which a trained tokenizer depends."""
+        return {name: value for name, value in asdict(self).items() if name != "end_of_text"}
+
+    def existing(self) -> tuple[Tokenizer, str | None]:
+        """The tokenizer of `path`, and a notice where its end-of-text token was renamed."""
+        assert self.path is not None
+        content = read_tokenizer(Path(self.path), END_OF_TEXT)
+        content, notice = with_end_of_text(content, self.end_of_text, END_OF_TEXT, self.path)
+        try:
+            return Tokenizer(content), notice
+        except ValueError as error:
+            raise InputError(f"The tokenizer {self.path} cannot be used. {error}") from None
+
+
+TRAINERS = {
+    "bpe": Tokenizer.train,
+    "unigram": Tokenizer.train_unigram,
+    "char": Tokenizer.train_characters,
+    "word": Tokenizer.train_words,
+}
 
 
 def make_tokenizer(
@@ -38,13 +75,15 @@ def make_tokenizer(
 ) -> dict[str, Any]:
     """Train or copy the tokenizer; `train_bytes` is the size of the train split."""
     if config.path is not None:
-        tokenizer = Tokenizer.load(config.path)
+        tokenizer, notice = config.existing()
+        if notice:
+            print(notice)
     else:
         share = config.train_bytes / max(train_bytes, 1)
-        train = {"bpe": Tokenizer.train, "word": Tokenizer.train_words}[config.kind]
-        tokenizer = train(training_texts(folder / "train", sources, share), config.vocab_size)
+        tokenizer = TRAINERS[config.kind](training_texts(folder / "train", sources, share), config.vocab_size)
     tokenizer.save(target)
-    return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
+    sample = fertility(tokenizer, folder / "train", sources)
+    return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint, "fertility": sample}
 
 
 def training_texts(folder: Path, sources: list[str], share: float) -> Iterator[str]:

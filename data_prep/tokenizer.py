@@ -1,7 +1,7 @@
-"""Tokenizers, byte-level BPE and whole words: training, loading, and encoding a corpus fast.
+"""Tokenizers, byte-level BPE and unigram, whole words and characters: training, loading, and encoding a corpus fast.
 
 `tokenizers` trains them and defines their format and their ids. `gigatoken` encodes a corpus by BPE to the same ids
-many times faster; where it cannot, `tokenizers` does. Text never becomes a special token: "<|endoftext|>" inside a
+many times faster, and characters are looked up in a table; else `tokenizers` does the work. Text never becomes a special token: "<|endoftext|>" inside a
 document is encoded as plain text.
 """
 
@@ -15,12 +15,14 @@ import pyarrow as pa
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from data_prep.characters import CharacterTable, character_tokenizer, is_of_characters
 from data_prep.files import InputError, fingerprint, write_text
+from data_prep.tokenizer_files import FILE, read_tokenizer
+from data_prep.unigram import unigram_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"
 END_OF_LINE = "<eos>"
-FILE = "tokenizer.json"
 PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTES = {
     chr(code): bytes([byte])
@@ -44,6 +46,9 @@ class Tokenizer:
             ) from None
         # Special tokens mean what the program puts there, never what a document happens to contain.
         self._tokenizer.encode_special_tokens = True
+        # Some files ask for these, for a model with a short context: no document would be whole.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self.content = content
         self.fingerprint = fingerprint(json.loads(content))
         end_of_text = self._tokenizer.token_to_id(END_OF_TEXT)
@@ -56,14 +61,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a `tokenizer.json`, given as the file itself or as its folder."""
-        file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-        if not file.is_file():
-            raise InputError(f"There is no tokenizer at {file}: give a {FILE} or the folder that holds one.")
+        """Read a `tokenizer.json` or GPT-2's two files, given as a file or as their folder."""
+        content = read_tokenizer(Path(path), END_OF_TEXT)
         try:
-            return cls(file.read_text(encoding="utf-8"))
+            return cls(content)
         except ValueError as error:
-            raise InputError(f"{file} cannot be used. {error}") from None
+            raise InputError(f"The tokenizer {path} cannot be used. {error}") from None
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -119,6 +122,16 @@ class Tokenizer:
         )
         return cls(tokenizer.to_str(pretty=True))
 
+    @classmethod
+    def train_characters(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Single characters in the order of their code points, at most `vocab_size` ids; U+FFFD stands for all others."""
+        return cls(character_tokenizer(texts, vocab_size, END_OF_TEXT).to_str(pretty=True))
+
+    @classmethod
+    def train_unigram(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """A unigram model over pieces of bytes (Kudo 2018) with GPT-2's pre-tokenisation; any text comes back whole."""
+        return cls(unigram_tokenizer(texts, vocab_size, END_OF_TEXT))
+
     @property
     def lossless(self) -> bool:
         """Whether every text comes back from its ids as it was."""
@@ -149,20 +162,23 @@ class Tokenizer:
     def token_bytes(self) -> np.ndarray:
         """How many bytes of UTF-8 each id stands for, 0 for special tokens: int64 of shape (vocab_size,).
 
-        Of words, the bytes of the word and one for the white space after it, and one for the end of a line. `<unk>`
-        counts as it is spelled, so bits per byte are then those of the text with its unknown words replaced.
+        Of words, the bytes of the word and one for the white space after it, and one for the end of a line. `<unk>`, and
+        U+FFFD of characters, counts as it is spelled, so bits per byte are then those of the text with its unknown words replaced.
         """
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
         counts = np.zeros(self.vocab_size, np.int64)
         if isinstance(self._tokenizer.decoder, decoders.ByteLevel):
             for token, i in vocabulary.items():
                 counts[i] = len(token)  # A byte-level vocabulary spells each byte as one character.
+        elif is_of_characters(self._tokenizer):
+            for character, i in vocabulary.items():
+                counts[i] = len(character.encode())
         elif isinstance(self._tokenizer.model, models.WordLevel):
             for word, i in vocabulary.items():
                 counts[i] = 1 if word == END_OF_LINE else len(word.encode()) + 1
         else:
             raise InputError(
-                "Only a byte-level or word tokenizer says how many bytes a token stands for: use one for bits per byte."
+                "Only a byte-level or word tokenizer says how many bytes a token stands for, or one of characters: use one for bits per byte."
             )
         for i, added in self._tokenizer.get_added_tokens_decoder().items():
             counts[i] = 0 if added.special else len(added.content.encode())
@@ -189,6 +205,16 @@ class Tokenizer:
         return contents
 
     @property
+    def vocabulary(self) -> dict[str, int]:
+        """The ids of all tokens that text can become."""
+        return self._tokenizer.get_vocab(with_added_tokens=False)
+
+    @property
+    def of_characters(self) -> bool:
+        """Whether each character of a text is one id."""
+        return is_of_characters(self._tokenizer)
+
+    @property
     def unknown(self) -> int | None:
         """The id that stands for all that the vocabulary lacks; None where it lacks nothing."""
         token = getattr(self._tokenizer.model, "unk_token", None)
@@ -196,21 +222,19 @@ class Tokenizer:
 
 
 class Encoder:
-    """Encodes columns of text by `gigatoken`, or by `tokenizers` where the first does not load or does not agree."""
+    """Encodes columns of text by `gigatoken`, or characters by a table, or else by `tokenizers`.
+
+    A faster engine is used where it gives the same ids on a sample.
+    """
 
     def __init__(self, tokenizer: Tokenizer, sample: list[str]):
         """`sample` is a few documents of the corpus, on which both engines have to give the same ids."""
         self.tokenizer = tokenizer
         self.notice: str | None = None
         """Why the corpus is encoded by `tokenizers`, where it is."""
-        self._fast = None
+        self._fast: CharacterTable | Gigatoken | None = None
         try:
-            import gigatoken
-
-            content = json.loads(tokenizer.content)
-            # A token that it does not know cannot be read into a document.
-            content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
-            self._fast = gigatoken.Tokenizer.from_json(json.dumps(content))
+            self._fast = CharacterTable(tokenizer.vocabulary) if tokenizer.of_characters else Gigatoken(tokenizer)
             sample = [*sample, f"a{END_OF_TEXT} b", ""]
             ids, lengths = self.encode(pa.array(sample, pa.string()))
             expected = tokenizer.encode_batch(sample)
@@ -219,24 +243,43 @@ class Encoder:
             ):
                 raise ValueError("its ids differ on a sample of the corpus")
         except Exception as error:  # Whatever ails the faster engine, the slower one is right.
+            engine = self.engine
             self._fast = None
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            self.notice = f"tokenizers encodes, slower than gigatoken, which cannot be used here: {reason}"
+            faster = "gigatoken" if engine == "tokenizers" else engine
+            self.notice = f"tokenizers encodes, slower than {faster}, which cannot be used here: {reason}"
 
     @property
     def engine(self) -> str:
-        return "gigatoken" if self._fast else "tokenizers"
+        return "tokenizers" if self._fast is None else self._fast.name
 
     def encode(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all texts one after another, and the number of ids of each."""
-        if self._fast is None:
-            rows = self.tokenizer.encode_batch(texts.to_pylist())
-            lengths = np.array([len(row) for row in rows], np.int64)
-            return np.concatenate([np.zeros(0, np.int64), *rows]), lengths
+        if self._fast is not None:
+            return self._fast.encode(texts)
+        rows = self.tokenizer.encode_batch(texts.to_pylist())
+        lengths = np.array([len(row) for row in rows], np.int64)
+        return np.concatenate([np.zeros(0, np.int64), *rows]), lengths
+
+
+class Gigatoken:
+    """`gigatoken` with the vocabulary of a tokenizer; fails in its own way where it is missing or does not know the kind."""
+
+    name = "gigatoken"
+
+    def __init__(self, tokenizer: Tokenizer):
+        import gigatoken
+
+        content = json.loads(tokenizer.content)
+        # A token that it does not know cannot be read into a document.
+        content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
+        self._engine = gigatoken.Tokenizer.from_json(json.dumps(content))
+
+    def encode(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts one after another, and the number of ids of each."""
         import awkward
 
-        rows = self._fast.encode_batch(
-            awkward.from_arrow(texts.cast(pa.large_string()))
-        )  # It takes 64-bit offsets only.
+        # It takes 64-bit offsets only.
+        rows = self._engine.encode_batch(awkward.from_arrow(texts.cast(pa.large_string())))
         lengths = awkward.to_numpy(awkward.num(rows)).astype(np.int64)
         return awkward.to_numpy(awkward.flatten(rows)), lengths

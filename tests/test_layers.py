@@ -77,7 +77,7 @@ ALLOWED = {
     "__init__": set(),
 }
 # fmt: on
-OF_DATA_PREP = {"files", "ngrams", "shards", "tokenizer"}
+OF_DATA_PREP = {"files", "ngrams", "shards", "tokenizer", "tokenizer_files"}
 
 
 def imported(path: Path) -> set[str]:

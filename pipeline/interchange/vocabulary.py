@@ -4,16 +4,15 @@ In our shards and prompts one token stands between documents, `<|endoftext|>`. O
 renamed; ids and text stay as they are.
 """
 
-import json
 import struct
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from data_prep.files import InputError
 from data_prep.tokenizer import END_OF_TEXT, FILE, Tokenizer
+from data_prep.tokenizer_files import renamed
 
 SPACE = "▁"
 """How SentencePiece writes a space inside a token."""
@@ -55,23 +54,7 @@ def load_tokenizer(path: Path, boundary: str | int | None) -> Tokenizer:
             f"{path} has no added token {boundary!r} to stand between documents: name one of "
             f"{', '.join(added.values()) or 'another tokenizer'} with --end_of_text"
         )
-    return Tokenizer(renamed(content, token))
-
-
-def renamed(content: str, token: str) -> str:
-    """A `tokenizer.json` in which an added token is called `<|endoftext|>` wherever it occurs, and is special."""
-
-    def rename(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {END_OF_TEXT if key == token else key: rename(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [rename(item) for item in value]
-        return END_OF_TEXT if value == token else value
-
-    parsed = rename(json.loads(content))
-    for entry in parsed["added_tokens"]:
-        entry["special"] |= entry["content"] == END_OF_TEXT
-    return json.dumps(parsed, ensure_ascii=False, indent=2)
+    return Tokenizer(renamed(content, token, END_OF_TEXT))
 
 
 def from_llama2c(content: bytes, path: Path) -> str:

@@ -16,7 +16,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from data_prep import document, inspection
+from data_prep import corpus as corpus_files
+from data_prep import document, verification
 from data_prep.cli import main
 from data_prep.files import InputError
 from data_prep.recipe import STAGES, exclusive
@@ -134,7 +135,7 @@ def test_of_equal_documents_the_one_of_the_earlier_source_is_kept(corpus, config
     sources = {"text": Text(files=[f"{corpus}/*.txt"]), "copies": Text(files=[f"{copies}/*.txt"], split="train")}
     printed = prepare(config_for(corpus, sources=sources))
     assert "120 duplicates" in printed
-    counts = inspection.documents_by_source(Manifest.load(tmp_path / "out" / "tokens"), "train")
+    counts = corpus_files.documents_by_source(Manifest.load(tmp_path / "out" / "tokens"), "train")
     assert counts["copies"] == 1
 
 
@@ -144,8 +145,8 @@ def test_a_source_can_name_its_split(corpus, config_for, prepare, tmp_path):
     sources = {"text": Text(files=[f"{corpus}/*.txt"]), "held": held}
     prepare(config_for(corpus, sources=sources, split=SplitConfig(0, 0)), "tokenize")
     manifest = Manifest.load(tmp_path / "out" / "tokens")
-    assert inspection.documents_by_source(manifest, "validation") == {"held": 4}
-    assert inspection.documents_by_source(manifest, "train") == {"text": 120}
+    assert corpus_files.documents_by_source(manifest, "validation") == {"held": 4}
+    assert corpus_files.documents_by_source(manifest, "train") == {"text": 120}
     assert manifest.splits["test"] == ()
 
 
@@ -226,23 +227,23 @@ def test_two_runs_do_not_write_to_one_folder(corpus, config_for, prepare, tmp_pa
 def test_verify_finds_what_checksums_cannot(corpus, config_for, prepare, tmp_path):
     prepare(config_for(corpus))
     console = Console(file=open(os.devnull, "w"))
-    inspection.verify(tmp_path / "out", console)
+    verification.verify(tmp_path / "out", console)
     shutil.copytree(tmp_path / "out" / "tokens", tmp_path / "alone")
-    inspection.verify(tmp_path / "alone", console)
+    verification.verify(tmp_path / "alone", console)
     parquet = next((tmp_path / "out" / "split" / "test").glob("*.parquet"))
     shutil.copy(next((tmp_path / "out" / "split" / "validation").glob("*.parquet")), parquet)
     with pytest.raises(InputError, match="of split test .* does not decode to its text"):
-        inspection.verify(tmp_path / "out", console)
+        verification.verify(tmp_path / "out", console)
     manifest = Manifest.load(tmp_path / "alone")
     replace(manifest, vocab_size=270).save()
     with pytest.raises(InputError, match="the vocabulary has 270"):
-        inspection.verify(tmp_path / "alone", console)
+        verification.verify(tmp_path / "alone", console)
     replace(manifest, end_of_text=5).save()
     with pytest.raises(InputError, match="of which end in end-of-text"):
-        inspection.verify(tmp_path / "alone", console)
+        verification.verify(tmp_path / "alone", console)
     Tokenizer.train(["other text " * 100, *"abc"], 262).save(tmp_path / "alone")
     with pytest.raises(InputError, match="the shards were made with"):
-        inspection.verify(tmp_path / "alone", console)
+        verification.verify(tmp_path / "alone", console)
 
 
 def test_inspect_shows_counts_and_the_document_that_is_asked_for(corpus, tmp_path, capsys):

@@ -1,0 +1,63 @@
+"""How many bytes of text a token stands for, by source: measured on a sample when a tokenizer is made."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from data_prep import document
+from data_prep.tokenizer import Tokenizer
+
+SAMPLE_GROUPS = 8
+SAMPLE_BYTES = 2**20
+
+
+def fertility(tokenizer: Tokenizer, folder: Path, sources: list[str]) -> dict[str, dict[str, int]]:
+    """Texts, bytes, words (what stands between white space) and tokens of a sample of each source that has documents.
+
+    The sample is the beginnings of row groups that lie evenly in the source, about a megabyte.
+    """
+    counts = {}
+    for source in sources:
+        groups = sum(1 for _ in document.row_groups(folder, source))
+        wanted = set(np.linspace(0, groups - 1, min(groups, SAMPLE_GROUPS)).astype(int).tolist()) if groups else set()
+        total: dict[str, int] = dict.fromkeys(("texts", "text_bytes", "words", "tokens"), 0)
+        for number, (parquet, group, _) in enumerate(document.row_groups(folder, source)):
+            if number in wanted:
+                (batch,) = parquet.read_row_group(group).combine_chunks().to_batches()
+                for name, value in sample_counts(
+                    tokenizer, document.texts_in_turn(batch), SAMPLE_BYTES // len(wanted)
+                ).items():
+                    total[name] += value
+        if total["texts"]:
+            counts[source] = total
+    return counts
+
+
+def sample_counts(tokenizer: Tokenizer, texts: pa.Array, size: int) -> dict[str, int]:
+    """The counts of the first of these texts, as many as `size` bytes hold, but at least one."""
+    lengths = document.text_lengths(texts)
+    count = max(1, int(np.searchsorted(np.cumsum(lengths), size, side="right")))
+    sample = texts.slice(0, count).to_pylist()
+    tokens = sum(map(len, tokenizer.encode_batch(sample)))
+    words = sum(len(text.split()) for text in sample)
+    return {"texts": count, "text_bytes": int(lengths[:count].sum()), "words": words, "tokens": tokens}
+
+
+def report(record: dict[str, Any], console: Console) -> None:
+    """Print bytes per token and tokens per word by source, from the record of the stage that made the tokenizer."""
+    table = Table(
+        "source", box=box.SIMPLE_HEAD, title="fertility, on a sample of the train split", title_justify="left"
+    )
+    for heading in ("sample MB", "bytes/token", "tokens/word"):
+        table.add_column(heading, justify="right")
+    for source, counts in record.get("fertility", {}).items():
+        tokens, words = max(counts["tokens"], 1), max(counts["words"], 1)
+        size = counts["text_bytes"]
+        table.add_row(source, f"{size / 1e6:.2f}", f"{size / tokens:.3f}", f"{counts['tokens'] / words:.3f}")
+    if table.row_count:
+        console.print(table)
