@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -10,9 +9,9 @@ from data_prep import svg
 from data_prep.corpus import open_corpus
 from data_prep.files import write_text
 from data_prep.inspection import TOP_TOKENS, spelling
+from data_prep.pages import page
 from data_prep.statistics import PERCENTILES, Lengths, counts, document_lengths, token_counts
 
-TEMPLATE = Path(__file__).with_name("template") / "inspect.html"
 CURVE_POINTS = 300
 
 
@@ -29,10 +28,10 @@ def write_page(folder: Path, split: str, file: Path) -> None:
         for id in order[: min(TOP_TOKENS, used)].tolist()
     ]
     kind = "pairs" if manifest.pairs else "documents"
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text())
     write_text(
         file,
-        template.render(
+        page(
+            "inspect.html",
             title=str(folder.resolve().parent.name if folder.name == "tokens" else folder.resolve().name),
             summary=f"{manifest.vocab_size:,} ids as {manifest.dtype}, fingerprint {manifest.fingerprint[:16]}",
             kind=kind,

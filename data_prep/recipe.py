@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from data_prep import (  # their sources are named in configurations
-    pair_sources,  # noqa: F401
+from data_prep import (
+    card,
+    pair_sources,  # noqa: F401 - it and those below have sources that configurations name
     python_sources,  # noqa: F401
     table_sources,  # noqa: F401
     web_sources,  # noqa: F401
@@ -99,6 +100,9 @@ def run(config: DataConfig, last: str, console: Console) -> None:
                 done[stage.name] = perform(stage, output, console)
             if verb == last:
                 report(verb, done, console)
+                if "tokens" in done:
+                    described = [{"name": name, **named(source)} for name, source in config.sources.items()]
+                    card.write(output, described, done)
                 return
 
 
@@ -129,6 +133,10 @@ def collect_stages(config: DataConfig, done: dict[str, Finished]) -> list[Stage]
 
 def source_settings(source: Source) -> dict[str, Any]:
     return {"kind": type(source).__name__, **source.settings()}
+
+
+def named(source: Source) -> dict[str, Any]:
+    return {"kind": type(source).__name__, "settings": source.settings()}
 
 
 def filter_stages(config: DataConfig, done: dict[str, Finished]) -> Iterator[Stage]:

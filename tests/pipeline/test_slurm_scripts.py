@@ -240,5 +240,5 @@ def test_an_evaluation_is_given_by_options_or_by_a_task_of_the_harness(tmp_path)
     path.write_text("task: mine\ndataset_path: json\nprocess_docs: !function f.g\n")
     assert evaluate_options(path) == ["--tasks", "mine", "--include", str(tmp_path)]
     path.write_text("taks: [a]\n")
-    with pytest.raises(InputError, match="unrecognized arguments: --taks a"):
+    with pytest.raises(InputError, match="unrecognized arguments: --taks"):
         evaluate_options(path)
