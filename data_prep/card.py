@@ -1,6 +1,6 @@
 """A corpus's data card: what every stage took in and let through, why, and what made it, as JSON and as one HTML page.
 
-It is made of the stages' own records, so it says nothing that is not on disk, and says the same whoever runs it.
+It is made of the stages' own records, so it says nothing that is not on disk, and says the same wherever the corpus lies.
 """
 
 from dataclasses import dataclass
@@ -54,14 +54,14 @@ def write(output: Path, sources: list[dict[str, Any]], done: dict[str, Finished]
         sources: name, kind and settings of each.
         done: the stages by name.
     """
-    content = describe(output, sources, done)
+    content = describe(sources, done)
     text = render(content)
     if not (output / PAGE).is_file() or (output / PAGE).read_text(encoding="utf-8") != text:
         write_json(output / DATA, content)
         write_text(output / PAGE, text)
 
 
-def describe(output: Path, sources: list[dict[str, Any]], done: dict[str, Finished]) -> dict[str, Any]:
+def describe(sources: list[dict[str, Any]], done: dict[str, Finished]) -> dict[str, Any]:
     """The card's content, in JSON's types."""
     names = [source["name"] for source in sources]
     tokenizer, tokens = done["tokenizer"].record, done["tokens"].record
@@ -69,7 +69,6 @@ def describe(output: Path, sources: list[dict[str, Any]], done: dict[str, Finish
     unique = done["unique"].record
     return {
         "format": FORMAT,
-        "name": output.resolve().name,
         "fingerprint": tokens["fingerprint"],
         "sources": sources,
         "funnel": [

@@ -20,16 +20,16 @@ def crawl(tmp_path, monkeypatch):
     prose = [" ".join(f"word{n}{chr(97 + i % 26)} of text {i}" for i in range(60)) + "." for n in range(60)]
     web = [*prose[:40], "too short.", "short as well.", prose[0], f"{prose[50]} {PASSAGE} {prose[51]}"]
     for name, texts in (("books", prose[40:50]), ("web", web)):
-        with open(f"{name}.jsonl", "w") as file:
+        with open(f"{name}<b>.jsonl", "w") as file:
             file.writelines(json.dumps({"id": f"{name}{i}", "text": text}) + "\n" for i, text in enumerate(texts))
     (tmp_path / "tests.txt").write_text(PASSAGE)
     # Of the rules that on the number of words alone.
     off = ("max_words", "min_word_length", "max_word_length", "max_symbols", "max_bullet_lines", "max_ellipsis_lines")
     rules = {"min_words": 50, **dict.fromkeys([*off, "min_alphabetic", "min_stop_words"])}
     config = {
-        "output": "out/<b>",
+        "output": "out",
         "sources": {
-            name: {"class_path": "Jsonl", "init_args": {"files": [f"{name}.jsonl"], "id_column": "id"}} for name in ("books", "web")
+            name: {"class_path": "Jsonl", "init_args": {"files": [f"{name}<b>.jsonl"], "id_column": "id"}} for name in ("books", "web")
         },
         "filter": {"sources": ["web"], "gopher_quality": rules},
         "decontaminate": {"files": ["tests.txt"]},
@@ -39,7 +39,7 @@ def crawl(tmp_path, monkeypatch):
     }  # fmt: skip
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["run", "--config", "config.yaml"]) == 0
-    return tmp_path / "out" / "<b>"
+    return tmp_path / "out"
 
 
 def rows(folder) -> dict[str, int]:
@@ -73,9 +73,11 @@ def test_every_stage_of_the_funnel_has_the_documents_of_its_files(crawl):
     assert card["mixture"]["sources"]["web"]["weight"] == 0.75
 
 
-def test_the_page_shows_it_and_escapes_names(crawl):
+def test_the_page_shows_it_and_escapes_what_users_write(crawl):
     page = (crawl / "card.html").read_text()
-    assert "<h1>&lt;b&gt;</h1>" in page
+    assert "<h1>A corpus of books, web</h1>" in page
+    assert "web&lt;b&gt;.jsonl" in page
+    assert "<b>" not in page
     assert "gopher_short_doc" in page
     assert page.count("<svg") == 2
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
