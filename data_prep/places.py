@@ -60,13 +60,13 @@ def at_offset(manifest: Manifest, shard: str, offset: int) -> tuple[str, int]:
     """
     name = shard.removesuffix(".bin").removesuffix(".idx")
     for split, shards in manifest.splits.items():
-        first = start = 0
+        start = 0
         for own in shards:
             if own.file == name or name.endswith(f"/{own.file}"):
                 if not 0 <= offset < own.tokens:
                     raise InputError(f"There is no token {offset} in {own.file}: it has tokens 0 to {own.tokens - 1}.")
                 return split, manifest.open(split).documents_of(start + offset, 1)[0]
-            first, start = first + own.documents, start + own.tokens
+            start += own.tokens
     some = [shard.file for shards in manifest.splits.values() for shard in shards]
     have = ", ".join(some[:3]) + (" ..." if len(some) > 3 else "")
     raise InputError(f"There is no shard {shard!r} in {manifest.folder}: it has {have}.")

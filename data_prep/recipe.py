@@ -101,8 +101,7 @@ def run(config: DataConfig, last: str, console: Console) -> None:
             if verb == last:
                 report(verb, done, console)
                 if "tokens" in done:
-                    described = [{"name": name, **named(source)} for name, source in config.sources.items()]
-                    card.write(output, described, done)
+                    card.write(output, [described(name, source) for name, source in config.sources.items()], done)
                 return
 
 
@@ -135,8 +134,9 @@ def source_settings(source: Source) -> dict[str, Any]:
     return {"kind": type(source).__name__, **source.settings()}
 
 
-def named(source: Source) -> dict[str, Any]:
-    return {"kind": type(source).__name__, "settings": source.settings()}
+def described(name: str, source: Source) -> dict[str, Any]:
+    """A source for the manifest and the card: what it is called, is, and is set to."""
+    return {"name": name, "kind": type(source).__name__, "settings": source.settings()}
 
 
 def filter_stages(config: DataConfig, done: dict[str, Finished]) -> Iterator[Stage]:
@@ -213,8 +213,7 @@ def tokenize_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]
     sources = []
     for name, source in config.sources.items():
         record = done[f"documents/{name}"].record
-        settings = source_settings(source)
-        sources.append({"name": name, "kind": settings.pop("kind"), "settings": settings, **record})
+        sources.append({**described(name, source), **record})
 
     inputs = {"split": divided.output, "tokenizer": trained.output, "sources": sources}
     pairs = any(source.pairs for source in config.sources.values())
