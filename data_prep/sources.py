@@ -137,7 +137,7 @@ class FileSource(Source):
             yield Task(partial(read_files, self, group))
 
     def rows(self, path: Path, name: str, counts: dict[str, int]) -> Iterator[tuple[str, ...]]:
-        """The rows of one file; `counts` has the numbers of `counts`, to be added to."""
+        """The rows of one file, of a source that leaves `tasks` as it is; `counts` has the numbers of `counts`, to be added to."""
         raise NotImplementedError
 
 
