@@ -16,6 +16,7 @@ ALLOWED = {
     "budget": set(),
     "exit_codes": set(),
     "run_state": set(),
+    "process_end": set(),
     "signals": set(),
     "trainer_defaults": set(),
     "planning": {
@@ -73,7 +74,7 @@ ALLOWED = {
         "tracking",
     },
     "cli": {"commands", "training_cli"},
-    "__main__": {"cli", "signals"},
+    "__main__": {"cli", "process_end", "signals"},
     "__init__": set(),
 }
 # fmt: on

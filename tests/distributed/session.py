@@ -77,6 +77,9 @@ def run_commands(
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
+    from pipeline.process_end import END
+
+    END.prepare()
     import torch
 
     from pipeline.cli import main
@@ -89,3 +92,4 @@ if __name__ == "__main__":
             status = end.code
         if status != expected:
             sys.exit(f"{command} ended with {status}, not with {expected}")
+    END.status = 0
