@@ -26,6 +26,7 @@ STAGE_VERBS = {
 }
 INSPECT = "show a prepared corpus: counts, histograms, a document, where a text or an id is"
 VERIFY = "check a prepared corpus: checksums, ids, ends of texts, text"
+ADOPT = "make .bin/.idx files that Megatron-LM wrote a corpus that training reads"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,6 +119,7 @@ def look(arguments: list[str]) -> int:
     inspect.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="spells the ids of .bin/.idx files that have no manifest"
     )
+    add_adopt_options(verbs.add_parser("adopt", help=ADOPT, description=ADOPT))
     options = parser.parse_args(arguments)
 
     from rich.console import Console
@@ -127,9 +129,53 @@ def look(arguments: list[str]) -> int:
         from data_prep.verification import verify as check
 
         check(options.folder, console)
+    elif options.verb == "adopt":
+        adopt_files(options, console)
     else:
         inspect_corpus(options, console)
     return 0
+
+
+def add_adopt_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="with .bin and .idx files in it or below it, or one of these files")
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, metavar="FILE",
+        help="the tokenizer.json (or GPT-2's encoder.json beside its vocab.bpe) that made the ids",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER",
+        help="a folder for the corpus: the files are hard links there (copies on another disk), or written anew where they "
+        "cannot be used as they stand (default: they stay, and the manifest is written beside them)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--end-of-text",
+        metavar="TOKEN",
+        help="what the tokenizer calls the token between documents (default: usual names)",
+    )
+    parser.add_argument("--source", metavar="NAME", help="one source for all files (default: from their names)")
+    for split in ("train", "validation", "test"):
+        parser.add_argument(
+            f"--{split}", nargs="+", action="extend", default=[], metavar="PATTERN",
+            help=f"names of the files for {split}, with wildcards" + "; without any, names and folders tell" * (split == "train"),
+        )  # fmt: skip
+    parser.add_argument("--pairs", action="store_true", help="documents of two sequences are a text and its target")
+    parser.add_argument(
+        "--append-end-of-text", action="store_true", help="write the end-of-text token after documents that lack it"
+    )
+    parser.add_argument(
+        "--cut-at-end-of-text", action="store_true", help="cut documents that have end-of-text tokens inside them"
+    )
+
+
+def adopt_files(options: argparse.Namespace, console: "Console") -> None:
+    """Files that others wrote as a corpus."""
+    from data_prep.adoption import Adoption, adopt
+    from data_prep.foreign_documents import Wishes
+
+    patterns = {split: getattr(options, split) for split in ("train", "validation", "test")}
+    wishes = Wishes(options.pairs, options.append_end_of_text, options.cut_at_end_of_text)
+    of_files = (options.folder, options.tokenizer, options.output, options.end_of_text, options.source)
+    adopt(Adoption(*of_files, patterns, wishes), console)
 
 
 def inspect_corpus(options: argparse.Namespace, console: "Console") -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,46 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.document import DocumentWriter, sides, text_lengths
+from data_prep.document import DocumentWriter, link_documents, sides, text_lengths
 from data_prep.files import InputError
-from data_prep.sources import Source
+from data_prep.sources import Part, Source
+from data_prep.stages import fill_folder
+from data_prep.units import Phase, Steps, Unit
+from data_prep.workers import workers as running
 
 BATCH_CHARACTERS = 2**20
 
 
+def collecting(name: str, source: Source) -> Steps:
+    """The stage that reads one source, in units that are its parts."""
+    parts = source.parts()
+    settings = {key: value for key, value in source.settings().items() if key not in ("files", "limit")}
+    given = [name, type(source).__name__, settings]
+    units = [
+        Unit(
+            f"{name}: {part.label}", partial(collect_part, name, part), part.inputs(), part.bytes, wide=len(parts) == 1
+        )
+        for part in parts
+    ]
+    if len(parts) > 1:
+        units = [replace(unit, call=partial(unit.call, workers=1)) for unit in units]
+    outputs = yield Phase("documents", 1, given, units)
+    if not any(output.record["documents"] for output in outputs):
+        raise InputError(f"Source {name!r} has no document with text in it: check its settings and its files.")
+
+    def fill(target: Path) -> dict[str, Any]:
+        return link_documents(outputs, name, target)
+
+    return fill
+
+
 def collect(name: str, source: Source, workers: int, target: Path) -> dict[str, Any]:
+    """Collect a source into a folder, without a stage around it."""
+    with running(workers) as pool:
+        return fill_folder(collecting(name, source), target, pool)
+
+
+def collect_part(name: str, source: Part, target: Path, workers: int) -> dict[str, Any]:
     """Write all documents that have text, and all pairs that have it on both sides.
 
     Half of a surrogate pair, which UTF-8 cannot hold, becomes U+FFFD.
@@ -29,7 +63,7 @@ def collect(name: str, source: Source, workers: int, target: Path) -> dict[str, 
 
         def with_text() -> Iterator[pa.RecordBatch]:
             nonlocal empty
-            left = source.limit
+            left = source.source.limit
             for batch in batches:
                 full = np.logical_and.reduce([has_text(texts) for texts in sides(batch).values()])
                 if left is not None and full.sum() >= left:
@@ -44,8 +78,6 @@ def collect(name: str, source: Source, workers: int, target: Path) -> dict[str, 
 
         for batch in even(with_text()):
             writer.add(batch)
-    if writer.documents == 0:
-        raise InputError(f"Source {name!r} has no document with text in it: check its settings and its files.")
     return {**writer.record, "empty": empty, **origin}
 
 

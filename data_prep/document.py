@@ -5,8 +5,9 @@ Files are read and written a bounded batch at a time, so the memory in use does 
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.files import atomic_path
+from data_prep.files import atomic_path, fingerprint, sha256_file
+from data_prep.units import Output, link, total
 
 SIDES = ("text", "target")
 ROW_GROUP_BYTES = 8 * 2**20
 ROW_GROUP_DOCUMENTS = 2**14
-FILE_BYTES = 256 * 2**20
+FILE_BYTES = 64 * 2**20
 
 
 class DocumentWriter:
@@ -74,7 +76,7 @@ class DocumentWriter:
         if not self._pending:
             return
         if self._writer is None:
-            path = self.folder / f"{self.source}-{self._files:05d}.parquet"
+            path = self.folder / path_name(self.source, self._files)
             temporary = self._open.enter_context(atomic_path(path))
             schema = self._pending[0].schema
             self._writer = self._open.enter_context(pq.ParquetWriter(temporary, schema, compression="zstd"))
@@ -89,6 +91,30 @@ class DocumentWriter:
     def record(self) -> dict[str, Any]:
         digest = hashlib.sha256("".join(part.hexdigest() for part in self._hashes.values()).encode())
         return {"documents": self.documents, "text_bytes": self.text_bytes, "fingerprint": digest.hexdigest()}
+
+
+def link_documents(outputs: Iterable[Output], source: str, target: Path, within: str = "") -> dict[str, Any]:
+    """Put the documents that units wrote, in turn, into a folder, as one DocumentWriter would; returns the sum of their records.
+
+    `within` names the folder, of each unit and below the target, in which they lie.
+    """
+    outputs = list(outputs)
+    paths = [path for output in outputs for path in files(output.folder / within, source)]
+    for number, path in enumerate(paths):
+        link(path, target / within / path_name(source, number))
+    return total_of(output.record for output in outputs)
+
+
+def total_of(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The record of documents that were written in several goes, from the records of each."""
+    records = list(records)
+    fingerprints = [record["fingerprint"] for record in records]
+    sums = total({name: value for name, value in record.items() if name != "fingerprint"} for record in records)
+    return {**sums, "fingerprint": fingerprints[0] if len(fingerprints) == 1 else fingerprint(fingerprints)}
+
+
+def path_name(source: str, number: int) -> str:
+    return f"{source}-{number:05d}.parquet"
 
 
 def sides(batch: pa.RecordBatch) -> dict[str, pa.Array]:
@@ -137,10 +163,68 @@ def row_groups(folder: Path, source: str) -> Iterator[tuple[pq.ParquetFile, int,
                 first = documents.stop
 
 
+@dataclass(frozen=True)
+class DocumentFile:
+    """A file of documents, as the work of a unit."""
+
+    path: Path
+    digest: str
+    """SHA-256 of it."""
+
+    @property
+    def name(self) -> str:
+        """What it is called for people."""
+        return str(self.path)
+
+    @property
+    def bytes(self) -> int:
+        return text_size(self.path)
+
+
+def hashed_files(folder: Path, source: str) -> list[DocumentFile]:
+    """The files of one source, read for their digests."""
+    return [DocumentFile(path, sha256_file(path)) for path in files(folder, source)]
+
+
+class Reading:
+    """Which documents this process has read last, for those who are told that something went wrong with them."""
+
+    def __init__(self) -> None:
+        self.place = ""
+
+    def clear(self) -> None:
+        self.place = ""
+
+    def __str__(self) -> str:
+        return self.place
+
+
+READING = Reading()
+
+
 def read(folder: Path, source: str) -> Iterator[pa.RecordBatch]:
     """The documents of one source, a row group at a time."""
-    for parquet, group, _ in row_groups(folder, source):
-        yield from parquet.read_row_group(group).combine_chunks().to_batches()
+    for path in files(folder, source):
+        yield from read_file(path)
+
+
+def read_file(path: Path) -> Iterator[pa.RecordBatch]:
+    """The documents of one file, a row group at a time."""
+    first = 0
+    with pq.ParquetFile(path) as parquet:
+        for group in range(parquet.num_row_groups):
+            for batch in parquet.read_row_group(group).combine_chunks().to_batches():
+                READING.place = f"{path}, documents {first} to {first + batch.num_rows - 1}"
+                yield batch
+                first += batch.num_rows
+
+
+def text_size(path: Path) -> int:
+    """About how many bytes of text a file of documents has, without reading it."""
+    with pq.ParquetFile(path) as parquet:
+        groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
+        columns = [group.column(place) for group in groups for place in range(group.num_columns)]
+    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema in SIDES)
 
 
 def read_one(folder: Path, source: str, k: int) -> dict[str, str] | None:

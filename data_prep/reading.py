@@ -88,26 +88,37 @@ class Block:
         return lines
 
 
-def line_blocks(path: Path, name: str) -> Iterator[Block]:
-    """A file as blocks of whole lines, a few megabytes each; of a plain file nothing is read but around the borders."""
+def line_blocks(path: Path, name: str, first: int = 0, last: int | None = None) -> Iterator[Block]:
+    """A file as blocks of whole lines, a few megabytes each; of a plain file nothing is read but around the borders.
+
+    Of a plain file, `first` and `last` take the lines that begin at these bytes or between them, the last one's not included.
+    """
     if path.suffix in COMPRESSIONS:
         with open_bytes(path) as stream:
             yield from blocks_of(iter(lambda: stream.read(BLOCK_BYTES), b""), path, name)
         return
-    size, start = path.stat().st_size, 0
+    size = path.stat().st_size
+    end = size if last is None else min(last, size)
+
     with open(path, "rb") as stream:
-        while start < size:
-            stop = start + BLOCK_BYTES
-            stream.seek(stop)
-            while stop < size:
+
+        def line_end(place: int, start: int) -> int:
+            """Where the line ends that the byte at this place is of, or the file."""
+            stream.seek(place)
+            while place < size:
                 data = stream.read(2**16)
                 found = data.find(b"\n")
-                stop += len(data) if found < 0 else found + 1
+                place += len(data) if found < 0 else found + 1
                 if found >= 0 or not data:
                     break
-                if stop - start > LINE_BYTES:
+                if place - start > LINE_BYTES:
                     raise too_long(path)
-            stop = min(stop, size)
+            return min(place, size)
+
+        start = line_end(first - 1, first - 1) if first else 0
+        while start < end:
+            # The last line is the one that the byte before the end is of.
+            stop = line_end(min(start + BLOCK_BYTES, end - 1), start)
             yield Block(path, name, start, stop)
             start = stop
 

@@ -1,6 +1,5 @@
 """A corpus from its configuration: which stages there are, in which order, and what each depends on."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -11,20 +10,22 @@ from rich.console import Console
 
 from data_prep import (
     card,
+    document,
     pair_sources,  # noqa: F401 - it and those below have sources that configurations name
     python_sources,  # noqa: F401
     table_sources,  # noqa: F401
     web_sources,  # noqa: F401
 )
-from data_prep.collect import collect
+from data_prep.collect import collecting
 from data_prep.cutting import whole_id
 from data_prep.decontaminate import DecontaminateConfig, decontaminate
 from data_prep.decontaminate import report as print_contamination
 from data_prep.dedup import DedupConfig, deduplicate
+from data_prep.document import DocumentFile
 from data_prep.fertility import report as print_fertility
 from data_prep.files import InputError
 from data_prep.filtering.classifier import Classifier, train
-from data_prep.filtering.stage import FilterConfig, filter_source, require_some
+from data_prep.filtering.stage import FilterConfig, filtering, require_some
 from data_prep.mix import MixConfig, mix
 from data_prep.mix import report as print_mixture
 from data_prep.shards import Manifest
@@ -32,6 +33,8 @@ from data_prep.sources import Source
 from data_prep.split import SplitConfig, divide
 from data_prep.stages import Finished, Stage, exclusive, perform
 from data_prep.tokenization import TokenizerConfig, make_tokenizer, tokenize
+from data_prep.units import at_once
+from data_prep.workers import workers as running
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class DataConfig:
     shards: ShardConfig = field(default_factory=ShardConfig)
     mix: MixConfig = field(default_factory=MixConfig)
     workers: int = 0
-    """Processes that read sources; 0 for one a core. The result does not depend on it."""
+    """Processes that do the work; 0 for one a core. The result does not depend on it."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -90,19 +93,29 @@ class DataConfig:
                 raise InputError(f"Source {name!r} gives pairs: `filter` is for plain text, so leave it out.")
 
 
-def run(config: DataConfig, last: str, console: Console) -> None:
+@dataclass(frozen=True)
+class Prepared:
+    """What a run has brought up to date."""
+
+    stages: dict[str, Finished]
+    peak_bytes: int
+    """The most memory that one of its processes has held, where they did any work."""
+
+
+def run(config: DataConfig, last: str, console: Console) -> Prepared:
     """Bring all stages up to and including those of the verb `last` up to date."""
     output = Path(config.output)
-    with exclusive(output):
+    with exclusive(output), running(config.workers) as workers:
         done: dict[str, Finished] = {}
         for verb, stages in STAGES.items():
             for stage in stages(config, done):
-                done[stage.name] = perform(stage, output, console)
+                done[stage.name] = perform(stage, output, workers, console)
             if verb == last:
                 report(verb, done, console)
                 if "tokens" in done:
                     card.write(output, [described(name, source) for name, source in config.sources.items()], done)
-                return
+                break
+        return Prepared(done, workers.peak)
 
 
 def report(verb: str, done: dict[str, Finished], console: Console) -> None:
@@ -120,14 +133,19 @@ def report(verb: str, done: dict[str, Finished], console: Console) -> None:
 
 
 def collect_stages(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
-    workers = config.workers or os.cpu_count() or 1
     stages = []
     for name, source in config.sources.items():
-        work = partial(collect, name, source, workers)
+        work = partial(collecting, name, source)
         columns = ("documents", "text_bytes", *source.counts)
         settings = source_settings(source)
-        stages.append(Stage(f"documents/{name}", 1, settings, source.inputs(), work, columns=columns))
+        stages.append(Stage(f"documents/{name}", 2, settings, source.inputs(), work, columns=columns))
     return stages
+
+
+def document_files(finished: Finished, source: str, within: str = "") -> list[DocumentFile]:
+    """The documents of one source that a stage has written, or those in a folder of it."""
+    paths = document.files(finished.folder / within, source)
+    return [DocumentFile(path, finished.digest(path)) for path in paths]
 
 
 def source_settings(source: Source) -> dict[str, Any]:
@@ -145,16 +163,13 @@ def filter_stages(config: DataConfig, done: dict[str, Finished]) -> Iterator[Sta
     # Not before it is finished: it is asked for the stages after it only then.
     for name in filter(config.filter.of, config.sources):
         collected = done[f"documents/{name}"]
-        scores, inputs = None, [collected.output]
+        scores, trained, inputs = None, None, [collected.output]
         if config.filter.classifies(name):
-            trained = done["classifier"]
-            scores = trained.folder / "classifier.npy"
-            inputs.append(trained.output)
-        work = partial(filter_source, collected.folder, name, config.filter, scores)
+            scores, trained = done["classifier"].folder / "classifier.npy", done["classifier"].output
+            inputs.append(trained)
+        work = partial(filtering, document_files(collected, name), name, config.filter, scores, trained)
         columns = ("documents", "text_bytes", "dropped")
-        yield Stage(f"filtered/{name}", 1, config.filter.settings(), inputs, work, columns=columns)
-    if all(map(config.filter.of, config.sources)):
-        require_some({name: done[f"filtered/{name}"].record for name in config.sources})
+        yield Stage(f"filtered/{name}", 2, config.filter.settings(), inputs, work, columns=columns)
 
 
 def classifier_stage(config: DataConfig, settings: Classifier, done: dict[str, Finished]) -> Stage:
@@ -165,15 +180,17 @@ def classifier_stage(config: DataConfig, settings: Classifier, done: dict[str, F
     inputs = [[name, collected[name].output] for names in (reference, raw) for name in names]
     work = partial(train, settings, reference, raw, sizes)
     columns = ("reference_documents", "raw_documents", "held_out", "right")
-    return Stage("classifier", 1, [asdict(settings), list(reference)], inputs, work, columns=columns)
+    return Stage("classifier", 1, [asdict(settings), list(reference)], inputs, partial(at_once, work), columns=columns)
 
 
 def dedup_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
+    if all(map(config.filter.of, config.sources)):
+        require_some({name: done[f"filtered/{name}"].record for name in config.sources})
     collected = {name: done.get(f"filtered/{name}", done[f"documents/{name}"]) for name in config.sources}
     folders = {name: finished.folder for name, finished in collected.items()}
     inputs = [[name, finished.output] for name, finished in collected.items()]
     work = partial(deduplicate, folders, config.dedup)
-    return [Stage("unique", 1, config.dedup.settings(), inputs, work, columns=config.dedup.columns)]
+    return [Stage("unique", 1, config.dedup.settings(), inputs, partial(at_once, work), columns=config.dedup.columns)]
 
 
 def decontaminate_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
@@ -184,7 +201,7 @@ def decontaminate_stage(config: DataConfig, done: dict[str, Finished]) -> list[S
     inputs = [unique.output, config.decontaminate.inputs()]
     columns = ("documents", "text_bytes", "contaminated", "dropped", "removed_passages")
     work = partial(decontaminate, folders, config.decontaminate)
-    return [Stage("decontaminated", 1, asdict(config.decontaminate), inputs, work, columns=columns)]
+    return [Stage("decontaminated", 1, asdict(config.decontaminate), inputs, partial(at_once, work), columns=columns)]
 
 
 def split_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
@@ -194,7 +211,7 @@ def split_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
     columns = ("train", "validation", "test")
     document_of = whole_id if "decontaminated" in done else str
     work = partial(divide, clean.folder, fixed, config.split, document_of)
-    return [Stage("split", 1, settings, clean.output, work, columns=columns)]
+    return [Stage("split", 1, settings, clean.output, partial(at_once, work), columns=columns)]
 
 
 def tokenizer_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
@@ -205,7 +222,7 @@ def tokenizer_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage
         settings, inputs = {}, config.tokenizer.existing()[0].fingerprint
     size = divided.record["totals"]["train"]["text_bytes"]
     work = partial(make_tokenizer, config.tokenizer, divided.folder, list(config.sources), size)
-    return [Stage("tokenizer", 1, settings, inputs, work, columns=("vocab_size",))]
+    return [Stage("tokenizer", 1, settings, inputs, partial(at_once, work), columns=("vocab_size",))]
 
 
 def tokenize_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
@@ -218,7 +235,16 @@ def tokenize_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]
     inputs = {"split": divided.output, "tokenizer": trained.output, "sources": sources}
     pairs = any(source.pairs for source in config.sources.values())
     work = partial(tokenize, trained.folder, divided.folder, sources, pairs, config.shards.tokens)
-    return [Stage("tokens", 1, asdict(config.shards), inputs, work, columns=("documents", "text_bytes", "tokens"))]
+    return [
+        Stage(
+            "tokens",
+            1,
+            asdict(config.shards),
+            inputs,
+            partial(at_once, work),
+            columns=("documents", "text_bytes", "tokens"),
+        )
+    ]
 
 
 def mix_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
@@ -230,7 +256,7 @@ def mix_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
         sizes[shard.source] += shard.tokens
     settings = {**asdict(config.mix), "path": str(tokens.folder)}
     work = partial(mix, config.mix, sizes, str(tokens.folder))
-    return [Stage("mixture", 1, settings, tokens.output, work, columns=("planned_tokens",))]
+    return [Stage("mixture", 1, settings, tokens.output, partial(at_once, work), columns=("planned_tokens",))]
 
 
 # What each verb brings up to date, after the verbs above it.

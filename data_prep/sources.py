@@ -9,10 +9,10 @@ split is made by id.
 import codecs
 import glob
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +36,58 @@ TASK_BYTES = 2**22
 # What a small compressed file holds still fits in memory.
 COMPRESSED_TASK_BYTES = 2**18
 ROW_GROUP_BYTES = 2**26
+PART_BYTES = 2**26
+# What is compressed gives about so many times its bytes.
+EXPANSION = 4
 Documents = Iterator[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Range:
+    """A file, or some of it: of lines bytes, of Parquet row groups."""
+
+    path: Path
+    name: str
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        return self.start == 0 and self.stop is None
+
+    @property
+    def label(self) -> str:
+        return str(self.path) if self.whole else f"{self.path} [{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of what a source reads, which can be read by itself; without `ranges` all of it."""
+
+    source: "Source"
+    ranges: tuple[Range, ...] | None = None
+    bytes: int = 0
+
+    @property
+    def label(self) -> str:
+        """What it reads, for people."""
+        if self.ranges is None:
+            return "all of it"
+        first, *more = (each.label for each in self.ranges)
+        return f"{first} to {more[-1]}" if more else first
+
+    def inputs(self) -> Any:
+        """As the source's: JSON that changes when what is read changes."""
+        if self.ranges is None:
+            return self.source.inputs()
+        return [[each.name, *listing(each.path), each.start, each.stop] for each in self.ranges]
+
+    def batches(self, workers: int, origin: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+        """As the source's."""
+        if self.ranges is None:
+            return self.source.batches(workers, origin)
+        assert isinstance(self.source, FileSource)
+        return self.source.batches_of_ranges(self.ranges, workers, origin)
 
 
 @dataclass(frozen=True)
@@ -75,6 +126,10 @@ class Source(ABC):
         """The same as `documents` as columns `id`, `text` and, of pairs, `target`, in text that UTF-8 can hold."""
         yield from batches_of(self.documents(workers, origin))
 
+    def parts(self) -> list[Part]:
+        """What it reads, divided by that alone; the documents of all parts in turn are those of the source."""
+        return [Part(self)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FileSource(Source):
@@ -108,21 +163,49 @@ class FileSource(Source):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
     def batches(self, workers: int, origin: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+        ranges = [Range(path, name) for path, name in self.matches()]
+        return self.batches_of_ranges(ranges, workers, origin)
+
+    def parts(self) -> list[Part]:
+        if self.limit is not None:  # Where it ends, nobody knows before all up to there is read.
+            return super().parts()
+        parts: list[Part] = []
+        group: list[Range] = []
+        size = 0
+        for path, name in self.matches():
+            for each, own in self.divided(path, name):
+                if group and size + own > PART_BYTES:
+                    parts.append(Part(self, tuple(group), size))
+                    group, size = [], 0
+                group.append(each)
+                size += own
+        return [*parts, Part(self, tuple(group), size)]
+
+    def divided(self, path: Path, name: str) -> list[tuple[Range, int]]:
+        """A file as pieces that can be read by themselves, each with about how many bytes it holds."""
+        size = path.stat().st_size
+        return [(Range(path, name), size * EXPANSION if path.suffix in COMPRESSIONS else size)]
+
+    def batches_of_ranges(
+        self, ranges: Sequence[Range], workers: int, origin: dict[str, Any]
+    ) -> Iterator[pa.RecordBatch]:
+        """The documents of some files or pieces of files."""
         origin |= dict.fromkeys(self.counts, 0)
-        for piece in in_order(self.tasks(), workers):
+        for piece in in_order(self.tasks(ranges), workers):
             for name, count in piece.counts.items():
                 origin[name] += count
             if piece.batch is not None:
                 yield piece.batch
 
-    def tasks(self) -> Iterator[Task]:
-        """The reading of all files, divided: small files together, a large one by itself."""
+    def tasks(self, ranges: Sequence[Range]) -> Iterator[Task]:
+        """The reading of files, divided: small files together, a large one by itself."""
+        files = [(each.path, each.name) for each in ranges]
         if self.limit is not None and self.counts:  # What is counted ends with the last document that is taken.
-            yield Task(partial(read_files, self, self.matches()), local=True)
+            yield Task(partial(read_files, self, files), local=True)
             return
         group: list[tuple[Path, str]] = []
         size = 0
-        for path, name in self.matches():
+        for path, name in files:
             own = path.stat().st_size
             large = own > (COMPRESSED_TASK_BYTES if path.suffix in COMPRESSIONS else TASK_BYTES)
             if group and (large or size + own > TASK_BYTES):
@@ -264,14 +347,23 @@ class Jsonl(EncodedFileSource):
     id_column: str | None = None
     """The field that holds a stable id. Unset: the id is made from the text."""
 
-    def tasks(self) -> Iterator[Task]:
-        for path, name in self.matches():
-            for block in self._blocks(path, name):
+    def divided(self, path: Path, name: str) -> list[tuple[Range, int]]:
+        size = path.stat().st_size
+        if size <= PART_BYTES or path.suffix in COMPRESSIONS or not utf8(self.encoding):
+            return super().divided(path, name)
+        # A line is of the piece in which it begins.
+        bounds = [*range(0, size, PART_BYTES), size]
+        return [(Range(path, name, start, stop), stop - start) for start, stop in pairwise(bounds)]
+
+    def tasks(self, ranges: Sequence[Range]) -> Iterator[Task]:
+        for each in ranges:
+            for block in self._blocks(each):
                 yield Task(partial(read_json_lines, block, self.text_column, self.id_column, self.errors))
 
-    def _blocks(self, path: Path, name: str) -> Iterator[Block]:
+    def _blocks(self, of: Range) -> Iterator[Block]:
+        path, name = of.path, of.name
         if utf8(self.encoding):
-            return line_blocks(path, name)
+            return line_blocks(path, name, of.start, of.stop)
         # Blocks are of UTF-8. What UTF-8 cannot hold is no character of the file's encoding either.
         return blocks_of((chunk.encode("utf-8", "replace") for chunk in self.chunks(path) if chunk), path, name)
 
@@ -293,14 +385,23 @@ class Parquet(FileSource):
     id_column: str | None = None
     """The column that holds a stable id. Unset: the id is made from the text."""
 
-    def tasks(self) -> Iterator[Task]:
+    def divided(self, path: Path, name: str) -> list[tuple[Range, int]]:
+        sizes = self._group_sizes(path)
+        if sum(sizes) <= PART_BYTES:
+            return [(Range(path, name), sum(sizes))]
+        return [(Range(path, name, group, group + 1), size) for group, size in enumerate(sizes)]
+
+    def tasks(self, ranges: Sequence[Range]) -> Iterator[Task]:
+        for each in ranges:
+            sizes = self._group_sizes(each.path)
+            for group in range(each.start, len(sizes) if each.stop is None else each.stop):
+                call = partial(read_row_group, each.path, each.name, group, self.text_column, self.id_column)
+                yield Task(call, local=sizes[group] > ROW_GROUP_BYTES)
+
+    def _group_sizes(self, path: Path) -> list[int]:
         columns = [column for column in (self.text_column, self.id_column) if column]
-        for path, name in self.matches():
-            with open_parquet(path, columns) as parquet:
-                sizes = [group_bytes(parquet, group, columns) for group in range(parquet.num_row_groups)]
-            for group, size in enumerate(sizes):
-                call = partial(read_row_group, path, name, group, self.text_column, self.id_column)
-                yield Task(call, local=size > ROW_GROUP_BYTES)
+        with open_parquet(path, columns) as parquet:
+            return [group_bytes(parquet, group, columns) for group in range(parquet.num_row_groups)]
 
 
 @dataclass(frozen=True, kw_only=True)

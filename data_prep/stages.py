@@ -1,29 +1,35 @@
-"""Stages: units of work that are done once. A stage fills one folder, again only when what it depends on has changed.
+"""Stages: each fills one folder, again only when what it depends on has changed.
 
-The folder is filled under a temporary name and renamed when complete, with `stage.json` inside. So a folder under its
-final name is whole, whenever the machine stopped; what is left under a temporary name is thrown away by the next run.
+The work of a stage is done in units; the folder is put together from what they wrote, under a temporary name, and renamed when
+complete, with `stage.json` inside. So a folder under its final name is whole, whenever the machine stopped; what is left under a
+temporary name is thrown away by the next run.
 """
 
 import fcntl
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
 
+from data_prep import units
 from data_prep.files import InputError, fingerprint, read_json, sha256_file, sync, write_json
+from data_prep.progress import progress
+from data_prep.units import Fill, Output, Phase, Steps, Store
+from data_prep.workers import Job, UnitsFailed, Workers
 
 MARKER = "stage.json"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One unit of work: its name is also its folder below the output folder."""
+    """One step from sources to shards: its name is also its folder below the output folder."""
 
     name: str
     version: int
@@ -32,8 +38,8 @@ class Stage:
     """JSON: every setting on which the result depends."""
     inputs: Any
     """JSON: fingerprints of everything that is read."""
-    run: Callable[[Path], dict[str, Any]]
-    """Fills a folder; returns a JSON record for later stages and for the terminal."""
+    steps: Callable[[], Steps]
+    """Its work, begun anew. What fills the folder returns a JSON record for later stages and for the terminal."""
     columns: tuple[str, ...] = field(default=("documents", "text_bytes"), kw_only=True)
     """Which numbers of the record the terminal shows."""
 
@@ -52,6 +58,11 @@ class Finished:
     output: str
     """Hash of all that it wrote. Later stages depend on this, so an input that was only touched ends the chain here."""
 
+    hashes: dict[str, str] = field(repr=False)
+    """SHA-256 of each file, by its path in the folder."""
+    seconds: float | None = None
+    """How long it has just taken; None where it was complete before."""
+
     @classmethod
     def read(cls, folder: Path) -> "Finished | None":
         """The finished stage in a folder; None where there is none or a file of it is missing or has another size."""
@@ -61,27 +72,99 @@ class Finished:
         for name, size in marker["files"].items():
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 return None
-        return cls(folder, marker["fingerprint"], marker["record"], marker["output"])
+        if "hashes" not in marker:  # Written by an earlier version.
+            return None
+        return cls(folder, marker["fingerprint"], marker["record"], marker["output"], marker["hashes"])
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of one of its files."""
+        return self.hashes[path.relative_to(self.folder).as_posix()]
 
 
-def perform(stage: Stage, output: Path, console: Console) -> Finished:
-    """Bring a stage up to date and print one line about it."""
+def perform(stage: Stage, output: Path, workers: Workers, console: Console) -> Finished:
+    """Bring a stage up to date and print one line about it.
+
+    Raises:
+        UnitsFailed: some of its units could not be done; all others are, and are not done again by the next run.
+    """
     folder = output / stage.name
-    partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
     finished = Finished.read(folder)
     if finished and finished.fingerprint == stage.fingerprint:
         console.print(f"{stage.name:<24} unchanged  {summary(stage, finished.record)}", highlight=False)
         return finished
     started = time.perf_counter()
+    store = store_of(stage, output)
+    outputs: list[Output] = []
+    phases: list[Phase] = []
+    steps = stage.steps()
+    try:
+        phase = next(steps)
+        while True:
+            phases.append(phase)
+            done = do_units(stage, phase, store, workers, console)
+            outputs += done
+            phase = steps.send(done)
+    except StopIteration as end:
+        with console.status(f"{stage.name} ..."):
+            finished = put_together(stage, folder, end.value, outputs)
+    for phase in phases:
+        store.tidy(phase)
+    seconds = time.perf_counter() - started
+    console.print(f"{stage.name:<24} {seconds:7.1f} s  {summary(stage, finished.record)}", highlight=False)
+    return replace(finished, seconds=seconds)
+
+
+def store_of(stage: Stage, output: Path) -> Store:
+    """Where the units of a stage lie."""
+    return Store(output / units.FOLDER / stage.name)
+
+
+def do_units(stage: Stage, phase: Phase, store: Store, workers: Workers, console: Console) -> list[Output]:
+    """Do those units of a phase that are missing; returns what all of them have written."""
+    found = store.find(phase)
+    if all(found):
+        return [output for output in found if output]
+    jobs = [
+        Job(unit, store.place(phase, unit)) for unit, output in zip(phase.units, found, strict=True) if output is None
+    ]
+    name = stage.name if phase.name in stage.name else f"{stage.name}, {phase.name}"
+    sizes = [unit.bytes for unit in phase.units]
+    with progress(name, sizes, [job.unit.bytes for job in jobs], console) as shown:
+        if len(jobs) < len(phase.units):
+            console.print(f"{name}: {len(phase.units) - len(jobs)} of {len(phase.units)} units are finished already")
+        failures = workers.run(jobs, lambda job: shown.add(job.unit.bytes))
+    if failures:
+        write_failures(failures, store)
+        raise UnitsFailed(stage.name, failures)
+    return [output for output in store.find(phase) if output]
+
+
+def write_failures(failures: Iterable[Any], store: Store) -> None:
+    """Keep what a programmer wants to see of units that failed by more than their input."""
+    for number, failure in enumerate(failures):
+        if failure.trace:
+            store.folder.mkdir(parents=True, exist_ok=True)
+            (store.folder / f"failed-{number}.txt").write_text(f"{failure.unit.name}\n\n{failure.trace}")
+
+
+def put_together(stage: Stage, folder: Path, fill: Fill, outputs: Iterable[Output]) -> Finished:
+    """Fill a stage's folder, with what its units wrote and the rest, and give it its name."""
+    partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        with console.status(f"{stage.name} ..."):
-            record = stage.run(partial)
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
-        digest = hashlib.sha256("".join(f"{name} {sha256_file(partial / name)}\n" for name in sizes).encode())
+        record = fill(partial)
+        known = {
+            inode(output.folder / name): digest for output in outputs for name, (_, digest) in output.files.items()
+        }
+        paths = sorted(path for path in partial.rglob("*") if path.is_file())
+        hashes = {
+            path.relative_to(partial).as_posix(): known.get(inode(path)) or sha256_file(path)
+            for path in paths
+            if not path.name.startswith(".")
+        }
+        digest = hashlib.sha256("".join(f"{name} {each}\n" for name, each in hashes.items()).encode()).hexdigest()
         marker = {
             "stage": stage.name,
             "version": stage.version,
@@ -89,8 +172,9 @@ def perform(stage: Stage, output: Path, console: Console) -> Finished:
             "settings": stage.settings,
             "inputs": stage.inputs,
             "record": record,
-            "output": digest.hexdigest(),
-            "files": sizes,
+            "output": digest,
+            "files": {name: (partial / name).stat().st_size for name in hashes},
+            "hashes": hashes,
         }
         write_json(partial / MARKER, marker)
         if folder.exists():
@@ -101,9 +185,27 @@ def perform(stage: Stage, output: Path, console: Console) -> Finished:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
-    seconds = time.perf_counter() - started
-    console.print(f"{stage.name:<24} {seconds:7.1f} s  {summary(stage, record)}", highlight=False)
-    return Finished(folder, stage.fingerprint, record, digest.hexdigest())
+    return Finished(folder, stage.fingerprint, record, digest, hashes)
+
+
+def inode(path: Path) -> tuple[int, int]:
+    """What two names of one file have in common."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def fill_folder(steps: Steps, target: Path, workers: Workers) -> dict[str, Any]:
+    """Do all that a stage consists of and fill a folder with it, without a stage around it."""
+    console = Console(quiet=True)
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}") as scratch:
+        stage = Stage(target.name, 1, None, None, lambda: steps)
+        try:
+            phase = next(steps)
+            while True:
+                phase = steps.send(do_units(stage, phase, Store(Path(scratch)), workers, console))
+        except StopIteration as end:
+            target.mkdir(parents=True, exist_ok=True)
+            return end.value(target)
 
 
 def summary(stage: Stage, record: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Pages of the web: HTML files, and the WARC files in which crawlers keep what servers answered."""
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from data_prep.files import InputError
 from data_prep.parallel import Piece, Task
 from data_prep.reading import open_bytes
 from data_prep.rows import batches_of
-from data_prep.sources import Documents, FileSource
+from data_prep.sources import Documents, FileSource, Range
 
 PAGE_TASK_BYTES = 2**20
 HTML_TYPES = {"text/html", "application/xhtml+xml"}
@@ -87,8 +87,8 @@ class Warc(PageSource):
 
     counts = ("responses", "not_ok", "not_html", "too_large", "without_text")
 
-    def tasks(self) -> Iterator[Task]:
-        for path, _ in self.matches():
+    def tasks(self, ranges: Sequence[Range]) -> Iterator[Task]:
+        for path in (each.path for each in ranges):
             counts = dict.fromkeys(self.counts, 0)
             pages: list[Page] = []
             size = 0

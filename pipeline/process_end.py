@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+from contextlib import suppress
 
 
 class ProcessEnd:
@@ -23,11 +24,9 @@ class ProcessEnd:
         if self.status is None:
             return
         for stream in (sys.stdout, sys.stderr):
-            try:
+            # Closed, or nobody reads it any more: as when an interpreter ends, but for its complaint.
+            with suppress(OSError, ValueError, AttributeError):
                 stream.flush()
-            except (OSError, ValueError, AttributeError):
-                # Closed, or nobody reads it any more: as when an interpreter ends, but for its complaint.
-                pass
         os._exit(self.status)
 
 

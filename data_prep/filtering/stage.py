@@ -1,9 +1,10 @@
 """The filters of a corpus in their order, over one source: what is kept, what is dropped and why."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import document
-from data_prep.document import DocumentWriter, text_lengths
+from data_prep.document import (
+    DocumentFile,
+    DocumentWriter,
+    hashed_files,
+    link_documents,
+    path_name,
+    text_lengths,
+)
 from data_prep.files import InputError, atomic_path
 from data_prep.filtering.c4 import C4
 from data_prep.filtering.classifier import Classifier, Scores
@@ -23,6 +31,11 @@ from data_prep.filtering.privacy import Masking
 from data_prep.filtering.repair import repair
 from data_prep.filtering.rules import Verdict
 from data_prep.filtering.words import Texts, Vocabulary, Words
+from data_prep.stages import fill_folder
+from data_prep.units import Phase, Steps, Unit, link
+from data_prep.workers import workers as running
+
+DROPPED = "dropped.parquet"
 
 PIECE_BYTES = 2**20
 """Texts are looked at so many bytes at a time, which stay in a processor's cache; a longer text is looked at alone.
@@ -167,15 +180,41 @@ def pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield batch.slice(first)
 
 
-def filter_source(folder: Path, source: str, config: FilterConfig, scores: Path | None, target: Path) -> dict[str, Any]:
-    """Copy what the filters keep of a source's documents; returns what was kept, and what was dropped by rule and reason.
+def filtering(
+    files: Sequence[DocumentFile], source: str, config: FilterConfig, scores: Path | None, trained: str | None
+) -> Steps:
+    """The stage that filters one source, a file a unit.
 
-    `scores` is the file of the trained classifier, where the configuration has one for this source.
+    `scores` is the file of the trained classifier, where the configuration has one for this source, and `trained` its digest.
     """
-    classifier = Scores.load(scores, config.classifier.alpha) if config.classifier and scores else None
-    filters, counts, dropped = Filters(config, classifier), Counter(), 0
-    with DocumentWriter(target, source) as writer, DroppedWriter(target / "dropped" / f"{source}.parquet") as aside:
-        for batch in document.read(folder, source):
+    units = [
+        Unit(file.name, partial(filter_file, file.path, source, config, scores), [file.digest, trained], file.bytes)
+        for file in files
+    ]
+    outputs = yield Phase("filter", 1, [source, config.settings()], units)
+
+    def fill(target: Path) -> dict[str, Any]:
+        record = link_documents(outputs, source, target)
+        if config.keep_dropped:
+            for number, output in enumerate(output for output in outputs if DROPPED in output.files):
+                link(output.folder / DROPPED, target / "dropped" / path_name(source, number))
+        reasons = {rule: dict(sorted(counts.items())) for rule, counts in sorted(record.pop("reasons", {}).items())}
+        return {**record, "reasons": reasons}
+
+    return fill
+
+
+def filter_source(folder: Path, source: str, config: FilterConfig, scores: Path | None, target: Path) -> dict[str, Any]:
+    """Filter a source's documents into a folder, without a stage around it."""
+    with running(1) as pool:
+        return fill_folder(filtering(hashed_files(folder, source), source, config, scores, None), target, pool)
+
+
+def filter_file(path: Path, source: str, config: FilterConfig, scores: Path | None, target: Path) -> dict[str, Any]:
+    """Copy what the filters keep of a file; returns what was kept, and what was dropped by rule and reason."""
+    filters, counts, dropped = prepared(config, scores), Counter(), 0
+    with DocumentWriter(target, source) as writer, DroppedWriter(target / DROPPED) as aside:
+        for batch in document.read_file(path):
             for piece in pieces(batch):
                 kept, gone, found = filters.apply(piece)
                 writer.add(kept)
@@ -187,6 +226,13 @@ def filter_source(folder: Path, source: str, config: FilterConfig, scores: Path 
     for (rule, reason), count in sorted(counts.items()):
         by_rule.setdefault(rule, {})[reason] = count
     return {**writer.record, "dropped": dropped, "reasons": by_rule}
+
+
+@lru_cache(1)
+def prepared(config: FilterConfig, scores: Path | None) -> Filters:
+    """The filters, which know words that they have seen before."""
+    classifier = Scores.load(scores, config.classifier.alpha) if config.classifier and scores else None
+    return Filters(config, classifier)
 
 
 def require_some(records: dict[str, dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor
 
-from pipeline.metrics import peak_resident_bytes
+from data_prep.process_memory import peak_resident_bytes
 from pipeline.norms import squares_by_group, tensor_norms
 from pipeline.state_files import WEIGHTS
 from pipeline.task import LanguageModelling

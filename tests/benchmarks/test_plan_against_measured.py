@@ -41,7 +41,7 @@ import json, sys
 from itertools import pairwise
 from pathlib import Path
 from pipeline.cli import main
-from pipeline.metrics import peak_resident_bytes
+from data_prep.process_memory import peak_resident_bytes
 from pipeline.task import LanguageModelling
 
 out, options, before = Path(sys.argv[1]), sys.argv[2:], []

@@ -185,7 +185,7 @@ def test_dropped_documents_are_written_aside_as_they_came_with_their_reason(tmp_
     assert record["documents"] == 1
     assert record["dropped"] == 2
     assert record["reasons"]["gopher_quality"]["gopher_short_doc"] == 1
-    aside = pq.read_table(tmp_path / "out" / "dropped" / "web.parquet").to_pylist()
+    aside = pq.read_table(tmp_path / "out" / "dropped" / "web-00000.parquet").to_pylist()
     assert aside == [
         {"id": "d0", "text": texts[0], "source": "web", "rule": "gopher_quality", "reason": "gopher_short_doc"},
         {"id": "d2", "text": texts[2], "source": "web", "rule": "gopher_repetition", "reason": "dup_line_frac"},

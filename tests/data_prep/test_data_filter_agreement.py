@@ -1,10 +1,11 @@
 """Decisions of the filters against datatrove's on real and on disturbed documents, and against the rules as loops.
 
-datatrove 0.10.1 needs xxhash<4 and spaCy, which the project does not have: these tests skip where it cannot be imported.
+datatrove 0.10.1 and spaCy are part of the development environment: where they cannot be imported, these tests skip.
 """
 
 import json
 import random
+import re
 import time
 from collections import Counter
 
@@ -53,8 +54,8 @@ def disturbed(text: str, kind: int, chance: random.Random) -> str:
 
 
 @pytest.fixture(scope="module")
-def documents(real_text):
-    """Encyclopedia, drama, news, code, documentation in two languages and dialogue, and as many disturbed ones."""
+def real_documents(real_text) -> list[str]:
+    """Encyclopedia, drama, news, code, documentation in two languages and dialogue."""
     chance = random.Random(0)
     drama, talk = real_text("lm/tinyshakespeare.txt.gz"), real_text("dialogue/sgd.dev.utterances.jsonl.gz")
     rows = [row.split("\t") for row in real_text("translation/python-docs.en-fr.tsv.gz").splitlines()]
@@ -64,9 +65,15 @@ def documents(real_text):
     real += [json.loads(line)["text"] for line in real_text("news/masc_newspaper.jsonl.gz").splitlines()]
     real += [problem[key] for problem in problems for key in ("text", "code")]
     real += ["\n".join(row[side] for row in rows[k : k + 12]) for k in range(0, len(rows), 250) for side in (1, 2)]
-    real += [talk[k : k + 2000] for k in range(0, 300_000, 4000)]
-    other = [disturbed(text, k % 16, chance) for k, text in enumerate(chance.sample(real, 800))]
-    return [*real, *other, "\n", " ", "\n\n\n", "."]
+    return real + [talk[k : k + 2000] for k in range(0, 300_000, 4000)]
+
+
+@pytest.fixture(scope="module")
+def documents(real_documents) -> list[str]:
+    """The real ones first, then 800 disturbed ones and a few that hold next to nothing."""
+    chance = random.Random(1)
+    other = [disturbed(text, k % 16, chance) for k, text in enumerate(chance.sample(real_documents, 800))]
+    return [*real_documents, *other, "\n", " ", "\n\n\n", "."]
 
 
 def decisions(rules, texts: list[str]) -> list[str | None]:
@@ -79,8 +86,6 @@ def loops(text: str) -> str | None:
     """Gopher's rules of repetition (Rae et al. 2021, Table A1), one document and one N-gram after the other."""
     if not text:
         return "empty"
-    import re
-
     for name, parts in (("para", re.split(r"\n{2,}", text.strip())), ("line", re.split(r"\n+", text))):
         again = [part for k, part in enumerate(parts) if part in parts[:k]]
         if len(again) / len(parts) > 0.3:
@@ -134,24 +139,43 @@ def theirs(rule: str, texts: list[str]) -> list[tuple[str | None, str]]:
     return found
 
 
+def ours(rule: str, texts: list[str]) -> list[tuple[str | None, str]]:
+    """Our reason for each text, and the text as we left it."""
+    if not isinstance(rules := FILTERS[rule][0], C4):
+        return list(zip(decisions(rules, texts), texts, strict=True))
+    verdict = Verdict(len(texts))
+    edited, _ = rules.edit(Texts(pa.array(texts)), Vocabulary(), verdict)
+    return list(zip(verdict.names(), edited.to_pylist(), strict=True))
+
+
+def kept_or_reason(found: list[tuple[str | None, str]]) -> list[tuple[str | None, str | None]]:
+    """What a text that was dropped has become does not count."""
+    return [(reason, None if reason else text) for reason, text in found]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", FILTERS)
-def test_decisions_and_reasons_are_datatroves_on_real_and_disturbed_documents(documents, rule):
-    expected = theirs(rule, documents)
-    reasons = [reason for reason, _ in expected]
-    if isinstance(rules := FILTERS[rule][0], C4):
-        verdict = Verdict(len(documents))
-        edited, _ = rules.edit(Texts(pa.array(documents)), Vocabulary(), verdict)
-        found, left = verdict.names(), edited.to_pylist()
-        assert [text for text, reason in zip(left, found, strict=True) if reason is None] == [
-            text for (reason, text), own in zip(expected, found, strict=True) if own is None
-        ]
-    else:
-        found = decisions(rules, documents)
-    agreement = sum(a == b for a, b in zip(found, reasons, strict=True)) / len(documents)
-    print(f"{rule}: {agreement:.5f} of {len(documents)} documents, {dict(Counter(reasons))}")
-    assert agreement == 1 if rule != "c4_any_end" else agreement >= 0.995
-    assert len(set(reasons)) >= 4
+def test_of_real_documents_all_have_datatroves_decision_reason_and_text(real_documents, documents, rule):
+    """And of the disturbed ones, too, but for C4 that does not ask how a line ends: the next test has all differences."""
+    found, expected = (kept_or_reason(judge(rule, documents)) for judge in (ours, theirs))
+    count = len(real_documents)
+    assert found[:count] == expected[:count]
+    assert len({reason for reason, _ in expected[:count]}) >= 2
+    if rule != "c4_any_end":
+        assert found == expected
+    assert len({reason for reason, _ in expected}) >= 4
+
+
+@pytest.mark.slow
+def test_all_differences_in_disturbed_documents_are_sentences_of_marks_alone_after_a_space_that_is_not_one_plain_space(
+    documents,
+):
+    found, expected = (kept_or_reason(judge("c4_any_end", documents)) for judge in (ours, theirs))
+    different = [text for text, own, other in zip(documents, found, expected, strict=True) if own != other]
+    assert 0 < len(different) < 0.005 * len(documents)
+    assert all(re.search("[\u3000\u2003\xa0]\u2026", text) for text in different)
+    plain = [re.sub("[\u3000\u2003\xa0]+\u2026", " \u2026", text) for text in different]
+    assert kept_or_reason(ours("c4_any_end", plain)) == kept_or_reason(theirs("c4_any_end", plain))
 
 
 def test_datatrove_counts_a_sentence_of_marks_alone_after_a_space_that_is_not_one_plain_space():

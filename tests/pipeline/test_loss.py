@@ -141,7 +141,7 @@ MEMORY = """
 import sys, torch
 from torch.nn import functional as F
 from pipeline.layers.head import Targets
-from pipeline.metrics import peak_resident_bytes
+from data_prep.process_memory import peak_resident_bytes
 from pipeline.models.transformer import TransformerConfig
 torch.set_num_threads(1)
 model = TransformerConfig(vocab_size=50257, context=256, layers=2, width=64, heads=2).build()
