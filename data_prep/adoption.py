@@ -7,7 +7,7 @@ anew. What others wrote is never changed.
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from data_prep.tokenization import TokenizerConfig
 from data_prep.tokenizer import FILE, Tokenizer
 
 SHARD_TOKENS = 100_000_000
+SAMPLED_FILES = 4
 SAMPLED_DOCUMENTS = 32
 SAMPLED_TOKENS = 2000
 
@@ -61,12 +62,12 @@ def adopt(adoption: Adoption, console: Console) -> Manifest:
     require_free(target, adoption)
     tokenizer = read_tokenizer(adoption, console)
     found, left_out = origins(adoption.folder, adoption.patterns, adoption.source)
-    opened = [(origin, ForeignDocuments(IndexedTokens(origin.path), tokenizer, adoption.wishes)) for origin in found]
+    foreign = Foreign(tokenizer, adoption.wishes)
     if left_out:
         console.print(f"left out, as no pattern matches them: {', '.join(left_out)}", highlight=False, soft_wrap=True)
-    types = {documents.data.dtype for _, documents in opened}
+    types = {IndexedTokens(origin.path).dtype for origin in found}
     dtype = one if len(types) == 1 and (one := next(iter(types))) in CODES else dtype_for(tokenizer.vocab_size)
-    for _, documents in opened:
+    for documents in map(foreign.open, found):
         documents.check_ends()
         if adoption.output is None and (why := documents.changes(dtype)):
             raise InputError(
@@ -79,13 +80,14 @@ def adopt(adoption: Adoption, console: Console) -> Manifest:
     try:
         manifest = Manifest(
             partial, dtype, tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.fingerprint,
-            *taken(opened, dtype, partial if adoption.output else None, adoption.wishes, console),
+            *taken(found, foreign, dtype, partial if adoption.output else None, console),
             2 if adoption.wishes.pairs else 1,
         )  # fmt: skip
         for split in (split for split, shards in manifest.splits.items() if shards):
             manifest.open(split)
         # A corpus is there when its manifest is, so that comes last.
-        tokenizer.save(partial / FILE)
+        if not (partial / FILE).is_file():
+            tokenizer.save(partial / FILE)
         manifest.save()
         if adoption.output:
             if target.is_dir():
@@ -99,6 +101,17 @@ def adopt(adoption: Adoption, console: Console) -> Manifest:
     manifest = replace(manifest, folder=target)
     print_counts(manifest, adoption.output or target, console)
     return manifest
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Opens files, one at a time: what is kept of each grows with its documents."""
+
+    tokenizer: Tokenizer
+    wishes: Wishes
+
+    def open(self, origin: Origin) -> ForeignDocuments:
+        return ForeignDocuments(IndexedTokens(origin.path), self.tokenizer, self.wishes)
 
 
 def require_free(target: Path, adoption: Adoption) -> None:
@@ -130,50 +143,53 @@ def read_tokenizer(adoption: Adoption, console: Console) -> Tokenizer:
 
 
 def taken(
-    opened: list[tuple[Origin, ForeignDocuments]], dtype: str, target: Path | None, wishes: Wishes, console: Console
+    found: list[Origin], foreign: Foreign, dtype: str, target: Path | None, console: Console
 ) -> tuple[list[dict[str, Any]], dict[str, tuple[Shard, ...]]]:
     """Sources and shards of a manifest: all files of a source and split linked, or all written anew where one has to be."""
     splits: dict[str, tuple[Shard, ...]] = {}
-    hashes: dict[str, list[list[str]]] = {}
+    hashes: dict[str, dict[str, str]] = {}
     for split in SPLITS:
         shards: list[Shard] = []
-        of_split = [one for one in opened if one[0].split == split]
-        for source, group in groupby(of_split, key=lambda one: one[0].source):
+        for source, group in groupby((one for one in found if one.split == split), key=lambda one: one.source):
             own = list(group)
-            reasons = dict.fromkeys(filter(None, (documents.changes(dtype) for _, documents in own)))
+            digests = hashes.setdefault(source, {})
+            reasons = dict.fromkeys(filter(None, (documents.changes(dtype) for documents in map(foreign.open, own))))
             with console.status(f"{split}, {source}: ids and ends of texts"):
                 if reasons:
                     assert target is not None
                     console.print(
                         f"{split}, {source}: written anew, {'; '.join(reasons)}", highlight=False, soft_wrap=True
                     )
-                    shards += rewritten(own, dtype, target, wishes)
+                    shards += rewritten(own, foreign, dtype, target, digests)
                 else:
-                    shards += as_they_stand(own, target, console)
-            hashes.setdefault(source, []).extend([origin.name, one.sha256.hexdigest()] for origin, one in own)
-            notice_other_tokenizer(source, own, console)
+                    shards += as_they_stand(own, foreign, target, digests, console)
+                notice_other_tokenizer(source, own, foreign, console)
         splits[split] = tuple(shards)
     every = [shard for shards in splits.values() for shard in shards]
     sources = []
-    for source, files in sorted(hashes.items()):
-        own_shards = [shard for shard in every if shard.source == source]
-        counts = {name: sum(getattr(shard, name) for shard in own_shards) for name in ("documents", "text_bytes")}
-        settings = {"files": [name for name, _ in files], **{k: v for k, v in vars(wishes).items() if v}}
-        content = fingerprint([digest for _, digest in files])
+    for source, digests in sorted(hashes.items()):
+        of_source = [shard for shard in every if shard.source == source]
+        counts = {name: sum(getattr(shard, name) for shard in of_source) for name in ("documents", "text_bytes")}
+        settings = {"files": [*digests], **{name: value for name, value in asdict(foreign.wishes).items() if value}}
+        content = fingerprint([*digests.values()])
         sources.append(
             {"name": source, "kind": "IndexedTokens", "settings": settings, **counts, "fingerprint": content}
         )
     return sources, splits
 
 
-def as_they_stand(own: list[tuple[Origin, ForeignDocuments]], target: Path | None, console: Console) -> list[Shard]:
+def as_they_stand(
+    own: list[Origin], foreign: Foreign, target: Path | None, digests: dict[str, str], console: Console
+) -> list[Shard]:
     """Files of one source and split where they are, or linked into a folder under the names that its shards have."""
     shards = []
-    for origin, documents in own:
-        count = tokens = text_bytes = 0
+    for origin in own:
+        documents = foreign.open(origin)
+        texts = tokens = text_bytes = 0
         for batch in documents.batches():
-            count, tokens = count + len(batch.lengths), tokens + len(batch.ids)
+            texts, tokens = texts + len(batch.lengths), tokens + len(batch.ids)
             text_bytes += int(batch.text_bytes.sum())
+        digests[origin.name] = documents.sha256.hexdigest()
         if not tokens:
             console.print(f"{origin.name} has no documents and is left out", highlight=False, soft_wrap=True)
             continue
@@ -182,9 +198,9 @@ def as_they_stand(own: list[tuple[Origin, ForeignDocuments]], target: Path | Non
             file = f"{origin.split}/{origin.source}-{len(shards):05d}"
             for suffix, path in (("bin", documents.data.bin), ("idx", documents.data.index)):
                 link(path, target / f"{file}.{suffix}")
-        sha256 = {"bin": documents.sha256.hexdigest(), "idx": sha256_file(documents.data.index)}
-        each = 2 if documents.wishes.pairs else 1
-        shards.append(Shard(file, origin.source, count // each, tokens, text_bytes, sha256))
+        sha256 = {"bin": digests[origin.name], "idx": sha256_file(documents.data.index)}
+        count = texts // (2 if foreign.wishes.pairs else 1)
+        shards.append(Shard(file, origin.source, count, tokens, text_bytes, sha256))
     return shards
 
 
@@ -203,21 +219,24 @@ def link(path: Path, target: Path) -> None:
         sync(target)
 
 
-def rewritten(own: list[tuple[Origin, ForeignDocuments]], dtype: str, target: Path, wishes: Wishes) -> list[Shard]:
+def rewritten(own: list[Origin], foreign: Foreign, dtype: str, target: Path, digests: dict[str, str]) -> list[Shard]:
     """The documents of one source and split as new shards."""
-    origin, each = own[0][0], 2 if wishes.pairs else 1
-    with ShardWriter(target, origin.split, origin.source, dtype, SHARD_TOKENS, each) as writer:
-        for _, documents in own:
+    first, each = own[0], 2 if foreign.wishes.pairs else 1
+    with ShardWriter(target, first.split, first.source, dtype, SHARD_TOKENS, each) as writer:
+        for origin in own:
+            documents = foreign.open(origin)
             for batch in documents.batches():
                 writer.add(batch.ids, batch.lengths, batch.text_bytes.reshape(-1, each).sum(axis=1))
+            digests[origin.name] = documents.sha256.hexdigest()
     return writer.shards
 
 
-def notice_other_tokenizer(source: str, own: list[tuple[Origin, ForeignDocuments]], console: Console) -> None:
+def notice_other_tokenizer(source: str, own: list[Origin], foreign: Foreign, console: Console) -> None:
     """Say so where few documents are encoded to the ids that they have."""
-    found = [documents.encoded_alike(SAMPLED_DOCUMENTS, SAMPLED_TOKENS) for _, documents in own[:4]]
+    found = [foreign.open(origin).encoded_alike(SAMPLED_DOCUMENTS, SAMPLED_TOKENS) for origin in own[:SAMPLED_FILES]]
     same, looked = sum(same for same, _ in found), sum(looked for _, looked in found)
-    if same < looked / 2:
+    # Nearly all have the same ids where the tokenizer is the right one.
+    if same < 0.9 * looked:
         console.print(
             f"notice: {looked - same} of {looked} documents of {source} that were looked at have other ids than this tokenizer "
             "gives to their text: make sure that it is the one that made them",

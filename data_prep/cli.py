@@ -27,6 +27,7 @@ STAGE_VERBS = {
 INSPECT = "show a prepared corpus: counts, histograms, a document, where a text or an id is"
 VERIFY = "check a prepared corpus: checksums, ids, ends of texts, text"
 ADOPT = "make .bin/.idx files that Megatron-LM wrote a corpus that training reads"
+BENCH = "measure how fast this machine prepares a corpus, beside what the field uses"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,6 +67,7 @@ def prepare(verb: str, arguments: list[str]) -> int:
         prog=f"python -m data_prep {verb}", description=f"{text}.".lstrip(". ").capitalize(), exit_on_error=False
     )
     parser.add_argument("--config", action="config", help="YAML file with the options below; later options override it")
+    parser.add_argument("--wait", action="store_true", help="with executor slurm: follow the jobs to their end")
     parser.add_class_arguments(DataConfig)
     try:
         config = parser.instantiate(parser.parse_args(arguments))
@@ -80,12 +82,24 @@ def prepare(verb: str, arguments: list[str]) -> int:
         raise InputError(
             "mix has nothing to report: give mix.total_tokens, with mix.weights or without, or mix.tokens."
         )
-    run(data, last, Console(soft_wrap=True))
+    console = Console(soft_wrap=True)
+    if data.executor == "slurm":
+        from data_prep.slurm.submission import submit
+
+        submit(data, last, config.wait, console)
+    else:
+        from data_prep.slurm.record import refuse_beside_jobs
+
+        refuse_beside_jobs(Path(data.output))
+        run(data, last, console)
     return 0
 
 
 def look(arguments: list[str]) -> int:
-    """The verbs that read a prepared corpus, and the help."""
+    """The verbs that read a prepared corpus or measure, and the help."""
+    from data_prep.bench.options import add_options as add_bench_options
+    from data_prep.bench.options import from_arguments
+
     parser = argparse.ArgumentParser(prog="python -m data_prep", description="Prepare a corpus for training.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (text, _) in STAGE_VERBS.items():
@@ -120,6 +134,7 @@ def look(arguments: list[str]) -> int:
         "--tokenizer", type=Path, metavar="FILE", help="spells the ids of .bin/.idx files that have no manifest"
     )
     add_adopt_options(verbs.add_parser("adopt", help=ADOPT, description=ADOPT))
+    add_bench_options(verbs.add_parser("bench", help=BENCH, description=BENCH))
     options = parser.parse_args(arguments)
 
     from rich.console import Console
@@ -131,6 +146,10 @@ def look(arguments: list[str]) -> int:
         check(options.folder, console)
     elif options.verb == "adopt":
         adopt_files(options, console)
+    elif options.verb == "bench":
+        from data_prep.bench.command import bench
+
+        bench(from_arguments(options), console)
     else:
         inspect_corpus(options, console)
     return 0

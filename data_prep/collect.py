@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.document import DocumentWriter, link_documents, sides, text_lengths
+from data_prep.document import DocumentWriter, link_documents, sides, text_lengths, total_of
 from data_prep.files import InputError
 from data_prep.sources import Part, Source
 from data_prep.stages import fill_folder
@@ -39,7 +39,8 @@ def collecting(name: str, source: Source) -> Steps:
         raise InputError(f"Source {name!r} has no document with text in it: check its settings and its files.")
 
     def fill(target: Path) -> dict[str, Any]:
-        return link_documents(outputs, name, target)
+        link_documents([output.folder for output in outputs], name, target)
+        return total_of(output.record for output in outputs)
 
     return fill
 

@@ -1,18 +1,21 @@
 """Where a corpus repeats the N-grams of test sets: their hashes in sorted arrays, looked up for a batch of documents at once."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep import document
-from data_prep.files import InputError
+from data_prep.files import InputError, read_json, write_json
 from data_prep.ngrams import SPACE, code_points, find_words, kinds_of_characters, ngram_hashes
 
 CHUNK_CHARACTERS = 2**19
 FILTER_SLOTS = 16  # For each N-gram of the tests; so one in 16 of others passes the filter, and is looked up.
 LARGEST_FILTER = 2**28
+ARRAYS, COUNTS = "tests.npz", "tests.json"
 
 HITS = pa.schema({"row": pa.int32(), "side": pa.int8(), "start": pa.int64(), "end": pa.int64(), "ngram": pa.int64()})
 """An N-gram of the tests in a document of a batch: the document's row, 0 for its text or 1 for its target, the characters from
@@ -64,10 +67,31 @@ class TestNgrams:
                 "check decontaminate.files and decontaminate.columns, or lower decontaminate.least_words."
             )
         self.members = {name: np.searchsorted(self.hashes, hashes) for name, hashes in own.items()}
+        self._prepare()
+
+    def _prepare(self) -> None:
         slots = min(LARGEST_FILTER, 1 << (FILTER_SLOTS * len(self.hashes) - 1).bit_length())
         self._mask = np.uint64(slots - 1)
         self._filter = np.zeros(slots, bool)
         self._filter[self.hashes & self._mask] = True
+
+    def save(self, folder: Path) -> None:
+        """Write them to a folder, for `load`."""
+        members: dict[str, Any] = {f"members {name}": each for name, each in self.members.items()}
+        np.savez(folder / ARRAYS, hashes=self.hashes, **members)
+        write_json(folder / COUNTS, {"lengths": sorted(self.lengths), "counts": self.counts})
+
+    @classmethod
+    def load(cls, folder: Path) -> "TestNgrams":
+        """What `save` has written."""
+        tests = cls.__new__(cls)
+        content = read_json(folder / COUNTS)
+        tests.lengths, tests.counts = set(content["lengths"]), content["counts"]
+        with np.load(folder / ARRAYS) as arrays:
+            tests.hashes = arrays["hashes"]
+            tests.members = {name: arrays[f"members {name}"] for name in tests.counts}
+        tests._prepare()
+        return tests
 
     def __len__(self) -> int:
         return len(self.hashes)

@@ -1,6 +1,7 @@
 """Cutting matches out of documents: which characters go, what becomes of the pieces, and a row about everything removed."""
 
 import re
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -42,13 +43,14 @@ class Cutter:
 
     Attributes:
         passages: how many removed passages collided with each test set.
+        ignored: the words of the common N-grams that were met, by number.
     """
 
     def __init__(self, margin: int, least: int, most_splits: int, tests: TestNgrams, common: np.ndarray):
         self.margin, self.least, self.most_splits = margin, least, most_splits
         self.tests, self.common = tests, common
         self.passages = dict.fromkeys(tests.members, 0)
-        self._ignored: dict[int, str] = {}
+        self.ignored: dict[int, str] = {}
 
     def cut(
         self, batch: pa.RecordBatch, hits: pa.RecordBatch, source: str, counts: dict[str, int]
@@ -129,15 +131,16 @@ class Cutter:
         texts = list(columns.values())
         numbers, first = np.unique(ngram, return_index=True)
         for number, k in zip(numbers.tolist(), first.tolist(), strict=True):
-            if number >= 0 and number not in self._ignored:
+            if number >= 0 and number not in self.ignored:
                 text = texts[side[k]][int(row[k])].as_py()
-                self._ignored[number] = " ".join(words_of(text[start[k] : end[k]]))
+                self.ignored[number] = " ".join(words_of(text[start[k] : end[k]]))
 
-    def ignored_table(self, documents: np.ndarray) -> pa.Table:
-        """The words of the common N-grams, the most frequent first, and in how many documents each stands."""
-        order = sorted(self._ignored, key=lambda number: (-documents[number], self._ignored[number]))
-        columns = {"words": [self._ignored[k] for k in order], "documents": [int(documents[k]) for k in order]}
-        return pa.table(columns, pa.schema({"words": pa.string(), "documents": pa.int64()}))
+
+def ignored_table(ignored: Mapping[int, str], documents: np.ndarray) -> pa.Table:
+    """The words of common N-grams, the most frequent first, and in how many documents each stands."""
+    order = sorted(ignored, key=lambda number: (-documents[number], ignored[number]))
+    columns = {"words": [ignored[k] for k in order], "documents": [int(documents[k]) for k in order]}
+    return pa.table(columns, pa.schema({"words": pa.string(), "documents": pa.int64()}))
 
 
 def divided(length: int, starts: np.ndarray, ends: np.ndarray, margin: int) -> tuple[Spans, Spans]:

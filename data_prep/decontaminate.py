@@ -4,11 +4,11 @@ A first pass finds every N-gram of the tests in the corpus and counts the docume
 Between them stand, in memory, the tests' N-grams with their counts, and on disk a record of 29 bytes for each hit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,31 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep import document
-from data_prep.collisions import HITS, TestNgrams, documents_with, find_hits
-from data_prep.cutting import REMOVED, Cutter
-from data_prep.document import DocumentWriter
-from data_prep.files import InputError, atomic_path
+from data_prep.collisions import ARRAYS, HITS, TestNgrams, documents_with, find_hits
+from data_prep.cutting import REMOVED, Cutter, ignored_table
+from data_prep.document import (
+    DocumentFile,
+    DocumentWriter,
+    hashed_files,
+    link_documents,
+    path_name,
+    total_of,
+)
+from data_prep.files import InputError
 from data_prep.sources import listing
+from data_prep.stages import fill_folder
 from data_prep.test_sets import file_examples, harness_version, local_test_files, task_examples, unread_files
+from data_prep.units import Phase, Steps, Unit, link, total
+from data_prep.workers import workers as running
+
+READ_BY = ("files", "columns", "tasks", "include", "n", "least_words")
+"""Settings that say what the test sets are; the others say what is done with what they share with documents."""
+HITS_FILE, FOUND, DOCUMENTS, COMMON, REMOVED_FILE = (
+    "hits.arrow", "found.npy", "documents.npy", "common.npy", "removed.parquet",
+)  # fmt: skip
+KEPT = (
+    "documents", "text_bytes", "contaminated", "dropped", "removed_passages", "removed_characters", "fingerprint",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,36 +107,80 @@ class DecontaminateConfig:
         return TestNgrams(sets, self.n, self.least_words)
 
 
-def decontaminate(folders: dict[str, Path], config: DecontaminateConfig, target: Path) -> dict[str, Any]:
-    """Copy each source's documents without what they share with the test sets.
+def decontaminating(files: Mapping[str, Sequence[DocumentFile]], config: DecontaminateConfig) -> Steps:
+    """The stage that copies each source's documents without what they share with the test sets.
 
-    Beside the documents stand `removed/<source>.parquet` (REMOVED) and `ignored.parquet`, the common N-grams. Of a document that
-    was cut, each piece is a document: its id is the document's and the piece's characters in it, `id[start:end]`. A pair with a
-    match is dropped whole. Returns counts by source and by test set.
+    Beside the documents stand `removed/<source>-00000.parquet` and so on (REMOVED), of files from which something was, and
+    `ignored.parquet`, the common N-grams. Of a document that was cut, each piece is a document: its id is the document's and the
+    piece's characters in it, `id[start:end]`. A pair with a match is dropped whole. The record has counts by source and by test set.
     """
-    tests = config.ngrams()
-    documents = np.zeros(len(tests), np.int64)
-    with TemporaryDirectory(dir=target, prefix=".hits") as hits_folder:
-        for source, folder in folders.items():
-            with pa.OSFile(f"{hits_folder}/{source}", "wb") as stream, pa.ipc.new_file(stream, HITS) as hits_file:
-                for batch in document.read(folder, source):
-                    hits = find_hits(batch, tests)
-                    ngrams, counts = documents_with(hits)
-                    documents[ngrams] += counts
-                    hits_file.write_batch(hits)
-        cutter = Cutter(
-            config.margin_characters,
-            config.piece_characters,
-            config.most_splits,
-            tests,
-            documents > config.most_documents,
-        )
+    every = [(source, file) for source, own in files.items() for file in own]
+    settings = {name: value for name, value in asdict(config).items() if name in READ_BY}
+    [tests] = yield Phase(
+        "tests", 1, settings, [Unit("the test sets", partial(read_tests, config), config.inputs())], alone=True
+    )
+    found = yield Phase(
+        "hits",
+        1,
+        tests.digest(ARRAYS),
+        [Unit(file.name, partial(find_file, file.path, tests.folder), file.digest, file.bytes) for _, file in every],
+    )
+    [common] = yield Phase(
+        "common",
+        1,
+        config.most_documents,
+        [
+            Unit(
+                "all counts",
+                partial(add_counts, [output.folder for output in found], tests.folder, config.most_documents),
+                [tests.digest(ARRAYS), [output.digest(FOUND) for output in found]],
+            )
+        ],
+        alone=True,
+    )
+    cut = yield Phase(
+        "cut",
+        1,
+        {name: value for name, value in asdict(config).items() if name not in READ_BY},
+        [
+            Unit(
+                file.name,
+                partial(cut_file, file.path, source, config, tests.folder, hits.folder, common.folder),
+                [source, file.digest, hits.digest(HITS_FILE), tests.digest(ARRAYS), common.digest(COMMON)],
+                file.bytes,
+            )
+            for (source, file), hits in zip(every, found, strict=True)
+        ],
+    )
+
+    def fill(target: Path) -> dict[str, Any]:
         sources = {}
-        for source, folder in folders.items():
-            with pa.memory_map(f"{hits_folder}/{source}") as stream, pa.ipc.open_file(stream) as hits_file:
-                sources[source] = cut_source(cutter, source, folder, hits_file, target)
-    pq.write_table(cutter.ignored_table(documents), target / "ignored.parquet", compression="zstd")
-    names = ("documents", "text_bytes", "contaminated", "dropped", "removed_passages", "removed_characters")
+        ignored: dict[int, str] = {}
+        for source in files:
+            own = [output for (of, _), output in zip(every, cut, strict=True) if of == source]
+            link_documents([output.folder for output in own], source, target)
+            removed = [output.folder / REMOVED_FILE for output in own if output.record["removed_rows"]]
+            for number, path in enumerate(removed):
+                link(path, target / "removed" / path_name(source, number))
+            sources[source] = total_of(({name: output.record[name] for name in KEPT} for output in own), *KEPT[:-1])
+            for output in own:
+                ignored |= {int(k): words for k, words in output.record["ignored"].items() if int(k) not in ignored}
+        documents = np.load(common.folder / DOCUMENTS)
+        pq.write_table(ignored_table(ignored, documents), target / "ignored.parquet", compression="zstd")
+        passages = total(output.record["passages"] for output in cut)
+        return contamination(TestNgrams.load(tests.folder), documents, config, sources, passages)
+
+    return fill
+
+
+def contamination(
+    tests: TestNgrams,
+    documents: np.ndarray,
+    config: DecontaminateConfig,
+    sources: dict[str, Any],
+    passages: Mapping[str, int],
+) -> dict[str, Any]:
+    """The record of the stage: totals, and what was found of each test set."""
     test_sets = {}
     for name, members in tests.members.items():
         found, common = documents[members] > 0, documents[members] > config.most_documents
@@ -125,29 +188,88 @@ def decontaminate(folders: dict[str, Path], config: DecontaminateConfig, target:
             **tests.counts[name],
             "found_ngrams": int(found.sum()),
             "ignored_ngrams": int(common.sum()),
-            "removed_passages": cutter.passages[name],
+            "removed_passages": passages.get(name, 0),
         }
-    total = {name: sum(record[name] for record in sources.values()) for name in names}
+    names = [name for name in KEPT if name != "fingerprint"]
+    totals = {name: sum(record[name] for record in sources.values()) for name in names}
     harness = {"lm_eval": harness_version()} if config.tasks else {}
-    return {**total, "sources": sources, "test_sets": test_sets, **harness}
+    return {**totals, "sources": sources, "test_sets": test_sets, **harness}
 
 
-def cut_source(
-    cutter: Cutter, source: str, folder: Path, hits_file: pa.RecordBatchFileReader, target: Path
+def decontaminate(folders: dict[str, Path], config: DecontaminateConfig, target: Path) -> dict[str, Any]:
+    """Decontaminate the documents of folders into another, without a stage around it."""
+    with running(1) as pool:
+        files = {source: hashed_files(folder, source) for source, folder in folders.items()}
+        return fill_folder(decontaminating(files, config), target, pool)
+
+
+def read_tests(config: DecontaminateConfig, target: Path) -> dict[str, Any]:
+    """Read the test sets into N-grams."""
+    config.ngrams().save(target)
+    return {}
+
+
+@lru_cache(1)
+def prepared(tests_folder: Path) -> TestNgrams:
+    return TestNgrams.load(tests_folder)
+
+
+def find_file(path: Path, tests_folder: Path, target: Path) -> dict[str, Any]:
+    """Write where the N-grams of the tests stand in a file's documents, and in how many of them each does."""
+    tests = prepared(tests_folder)
+    documents = np.zeros(len(tests), np.int64)
+    with pa.OSFile(str(target / HITS_FILE), "wb") as stream, pa.ipc.new_file(stream, HITS) as hits_file:
+        for batch in document.read_file(path):
+            hits = find_hits(batch, tests)
+            ngrams, counts = documents_with(hits)
+            documents[ngrams] += counts
+            hits_file.write_batch(hits)
+    found = np.flatnonzero(documents)
+    np.save(target / FOUND, np.stack([found, documents[found]]))
+    return {}
+
+
+def add_counts(folders: Sequence[Path], tests_folder: Path, most: int, target: Path) -> dict[str, Any]:
+    """Add up in how many documents of the corpus each N-gram stands, and say which are common."""
+    documents = np.zeros(len(prepared(tests_folder)), np.int64)
+    for folder in folders:
+        ngrams, counts = np.load(folder / FOUND)
+        documents[ngrams] += counts
+    np.save(target / DOCUMENTS, documents)
+    np.save(target / COMMON, documents > most)
+    return {}
+
+
+def cut_file(
+    path: Path,
+    source: str,
+    config: DecontaminateConfig,
+    tests_folder: Path,
+    hits_folder: Path,
+    common_folder: Path,
+    target: Path,
 ) -> dict[str, Any]:
-    """Write one source's documents, and what was removed from them; returns the counts."""
+    """Write what stays of a file's documents, and what was removed from them; returns the counts."""
+    tests = prepared(tests_folder)
+    common = np.load(common_folder / COMMON)
+    cutter = Cutter(config.margin_characters, config.piece_characters, config.most_splits, tests, common)
     counts: dict[str, int] = dict.fromkeys(("contaminated", "dropped", "removed_passages", "removed_characters"), 0)
+    rows = 0
     with ExitStack() as stack:
+        hits_file = stack.enter_context(
+            pa.ipc.open_file(stack.enter_context(pa.memory_map(str(hits_folder / HITS_FILE))))
+        )
         writer = stack.enter_context(DocumentWriter(target, source))
-        temporary = stack.enter_context(atomic_path(target / "removed" / f"{source}.parquet"))
-        removed_file = stack.enter_context(pq.ParquetWriter(temporary, REMOVED, compression="zstd"))
-        for number, batch in enumerate(document.read(folder, source)):
+        removed_file = stack.enter_context(pq.ParquetWriter(target / REMOVED_FILE, REMOVED, compression="zstd"))
+        for number, batch in enumerate(document.read_file(path)):
             kept, removed = cutter.cut(batch, hits_file.get_batch(number), source, counts)
             for part in kept:
                 writer.add(part)
             if removed:
                 removed_file.write_table(pa.Table.from_pylist(removed, REMOVED))
-    return {**writer.record, **counts}
+                rows += len(removed)
+    more = {"removed_rows": rows, "passages": cutter.passages, "ignored": cutter.ignored}
+    return {**writer.record, **counts, **more}
 
 
 def report(record: dict[str, Any], console: Console) -> None:

@@ -1,37 +1,56 @@
 """Deduplication: of documents with the same text, or nearly the same, the first in the order of the sources is kept.
 
-A pair repeats another only if both sides do. Documents are numbered through all sources. Digests, band keys and pairs of
-numbers go to disk divided into parts, each of which is sorted in memory by itself, so memory does not grow with the corpus;
-three arrays of 10 bytes a document in all, and the N-grams of documents that are compared, are mapped from files.
+A pair repeats another only if both sides do. Files are worked at one by one, and what they give to be compared is sorted, so that
+parts of it, ranges of keys over all files, are worked at one by one, too. Only what follows from pairs of numbers is of one piece.
 """
 
-import hashlib
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from rich.console import Console
 
-from data_prep import document
-from data_prep.clusters import Clusters, equal_pairs
-from data_prep.disk_arrays import Lists, Partitions, zeros
-from data_prep.document import DocumentWriter, text_buffer, text_offsets
-from data_prep.files import atomic_path
-from data_prep.minhash import SIGNATURES, MinhashConfig, band_keys, similarities
-from data_prep.ngrams import mixed
-from data_prep.shingles import letters, shingle_sets
+from data_prep import disk_arrays
+from data_prep.dedup_files import (
+    BANDS,
+    DIGESTS,
+    DROPPED,
+    EXACT,
+    NEAR,
+    Slice,
+    band_file,
+    digest_file,
+    set_file,
+    write_file,
+)
+from data_prep.dedup_pairs import (
+    MARKS,
+    PAIRS,
+    REPEATS,
+    ROOTS,
+    Sets,
+    cluster,
+    first_pairs_of_part,
+    join,
+    mark,
+    near_pairs_of_part,
+    similar_in_part,
+)
+from data_prep.disk_arrays import Rows, parts_of
+from data_prep.document import DocumentFile, hashed_files, link_documents, path_name, total_of
+from data_prep.files import fingerprint
+from data_prep.minhash import SIGNATURES, MinhashConfig
+from data_prep.stages import fill_folder
+from data_prep.units import Output, Phase, Record, Steps, Unit, link
+from data_prep.workers import workers as running
 
-DIGEST_BYTES = 16
 WINDOW = 16
 """A document is compared with the first of its band and with so many before it."""
-PAIRS_AT_ONCE = 2**16
-EXACT, NEAR = "exact", "near"
+COMPARED_BYTES = 4 * 2**20
+"""Pairs that one unit compares. It reads many times as much: the N-grams of the documents."""
 FOLDER = "dropped"
 
 
@@ -63,209 +82,213 @@ class DedupConfig:
         )
 
 
-def deduplicate(folders: dict[str, Path], config: DedupConfig, target: Path) -> dict[str, Any]:
-    """Copy each source's documents without repeats; returns what was kept and dropped of each source, and because of which.
+def deduplicate(folders: Mapping[str, Path], config: DedupConfig, target: Path, workers: int = 1) -> Record:
+    """Copy each source's documents without repeats, without a stage around it; returns the stage's record."""
+    files = {name: hashed_files(folder, name) for name, folder in folders.items()}
+    with running(workers) as pool:
+        return fill_folder(deduplicating(files, config), target, pool)
 
-    `target` is to be removed where this raises, as stages are: it holds what was sorted until then.
-    """
-    scratch = target / ".scratch"
-    scratch.mkdir()
-    run = Run(folders, config, scratch)
-    run.join_equal()
+
+def report(record: Mapping[str, Any], console: Console) -> None:
+    """Say which near-duplicates were looked for, where any were."""
+    if "minhash" in record:
+        console.print(record["minhash"], highlight=False)
+
+
+def deduplicating(files: Mapping[str, Sequence[DocumentFile]], config: DedupConfig) -> Steps:
+    """The stage that copies the documents of each source, given its files, without repeats."""
+    corpus = Corpus(files)
+    each = corpus.units(lambda k: partial(digest_file, corpus.paths[k], config.normalize, config.keep_dropped))
+    digests = yield Phase("digests", 1, [config.normalize, config.keep_dropped], each)
+    corpus.number(digests)
+
+    keys = corpus.rows(digests, DIGESTS, 2 * corpus.sides + 1)
+    outputs = yield Phase(
+        "equal", 1, [], keys.units(partial(first_pairs_of_part, keys.rows), disk_arrays.PART_BYTES), scratch=True
+    )
+    equal = pairs_from(outputs)
+    near: list[Table] = []
     if config.fuzzy:
-        print(config.minhash.describe())
-        run.join_near(config.minhash)
-    record = run.write(target)
-    del run  # Network file systems keep the place of a mapped file that is deleted.
-    shutil.rmtree(scratch)
-    return record
+        near = yield from finding_near(corpus, equal, config.minhash)
+
+    # With the documents that are dropped goes the id of what was kept, which depends on the file that it is in.
+    matters = [f"{name} {file.digest}" if config.keep_dropped else name for name, file in corpus.files]
+    work = partial(cluster, equal.rows, [table.rows for table in near], corpus.firsts, matters, config.keep_dropped)
+    inputs = [equal.keys, [table.keys for table in near], corpus.firsts, matters]
+    [clusters] = yield alone(
+        "clusters", [config.keep_dropped], work, inputs, sum(table.bytes for table in (equal, *near))
+    )
+    counts = clusters.record["counts"]
+    repeats = corpus.slices(clusters.folder / REPEATS, list(accumulate(counts, initial=0)))
+    owners = tuple(name for name, _ in corpus.files)
+    ids = tuple(output.folder / "ids" for output in digests) if config.keep_dropped else ()
+    each = corpus.units(
+        lambda k: partial(write_file, corpus.paths[k], owners[k], repeats[k], owners, ids),
+        [[owner, digest] for owner, digest in zip(owners, clusters.record["slices"], strict=True)],
+        hashed=True,
+    )
+    written = yield Phase("documents", 1, [config.keep_dropped], each)
+
+    def fill(target: Path) -> Record:
+        records = {}
+        for name in files:
+            own = [output for output, owner in zip(written, owners, strict=True) if owner == name]
+            link_documents([output.folder for output in own], name, target)
+            for number, output in enumerate(output for output in own if DROPPED in output.files):
+                link(output.folder / DROPPED, target / FOLDER / path_name(name, number))
+            found = total_of((output.record for output in own), EXACT, NEAR)
+            of_sources = found.pop("duplicate_of", {})
+            records[name] = {
+                **found,
+                "duplicate_of": {other: of_sources[other] for other in files if other in of_sources},
+            }
+        return total_record(records, config)
+
+    return fill
 
 
-class Run:
-    """One deduplication: the numbers of all documents, and the clusters that they form. Its files are in `scratch`."""
+def finding_near(
+    corpus: "Corpus", equal: "Table", config: MinhashConfig
+) -> Generator[Phase, list[Output], list["Table"]]:
+    """The phases that find near-duplicates among documents with different digests; returns pairs of them."""
+    work = partial(mark, equal.rows, slice(1, 2), corpus.firsts)
+    [marked] = yield alone("distinct", [], work, [equal.keys, corpus.firsts], equal.bytes)
+    repeated = corpus.slices(marked.folder / MARKS, corpus.firsts)
+    apart = ["" if config.across else name for name, _ in corpus.files]
+    each = corpus.units(
+        lambda k: partial(band_file, corpus.paths[k], apart[k], repeated[k], config),
+        list(zip(apart, marked.record["slices"], strict=True)),
+    )
+    settings = [config.ngram, config.unit, config.bands, config.rows, SIGNATURES]
+    bands = corpus.rows((yield Phase("bands", 1, settings, each)), BANDS, 2)
 
-    def __init__(self, folders: dict[str, Path], config: DedupConfig, scratch: Path):
-        self.folders, self.config, self.scratch = folders, config, scratch
-        self.names = list(folders)
-        self.sides, counts = 1, []
-        for name, folder in folders.items():
-            counts.append(0)
-            for parquet, _, documents in document.row_groups(folder, name):
-                counts[-1] += len(documents)
-                self.sides = len(set(document.SIDES) & set(parquet.schema_arrow.names))
-        self.firsts = np.cumsum([0, *counts])
-        self.count = int(self.firsts[-1])
-        self.clusters = Clusters(scratch / "clusters", self.count)
-        self.equal = zeros(scratch / "equal", self.count, bool)
-        self.ids = Lists(scratch / "ids", np.uint8) if config.keep_dropped else None
+    each = bands.units(partial(first_pairs_of_part, bands.rows), disk_arrays.PART_BYTES)
+    firsts = pairs_from((yield Phase("pairs", 1, [], each, scratch=True)))
+    if not config.verify:
+        return [firsts]
 
-    def batches(self) -> Iterator[tuple[int, np.ndarray, pa.RecordBatch]]:
-        """Every row group: the source's place, the numbers of its documents, and the documents."""
-        for place in range(len(self.folders)):
-            for numbers, batch in self.batches_of(place):
-                yield place, numbers, batch
+    # All that share a key with any other one: these pairs name them, and the pairs that come later no others.
+    work = partial(mark, firsts.rows, slice(0, 2), corpus.firsts)
+    [marked] = yield alone("compared", [], work, [firsts.keys, corpus.firsts], firsts.bytes)
+    wanted = corpus.slices(marked.folder / MARKS, corpus.firsts)
+    each = corpus.units(
+        lambda k: partial(set_file, corpus.paths[k], wanted[k], corpus.sides, config.ngram, config.unit),
+        marked.record["slices"],
+    )
+    outputs = yield Phase("sets", 1, [config.ngram, config.unit], each, scratch=True)
+    sets = Sets(tuple(output.folder for output in outputs), tuple(corpus.firsts[:-1]), corpus.sides)
+    content, least = [output.key for output in outputs], config.least_similarity
+    each = firsts.units(partial(similar_in_part, firsts.rows, sets, least), COMPARED_BYTES, content)
+    similar = pairs_from((yield comparing("similar", least, each)))
 
-    def batches_of(self, place: int) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
-        first = int(self.firsts[place])
-        for batch in document.read(self.folders[self.names[place]], self.names[place]):
-            yield np.arange(first, first + batch.num_rows), batch
-            first += batch.num_rows
-
-    def join_equal(self) -> None:
-        """Put documents with the same digest into one cluster."""
-        columns = 2 * self.sides  # Two numbers a digest.
-        partitions = Partitions(self.scratch / "digests", columns + 1, self.count)
-        for _, numbers, batch in self.batches():
-            sides = [digests(texts, self.config.normalize) for texts in document.sides(batch).values()]
-            keys = np.column_stack([np.frombuffer(b"".join(side), "<u8").reshape(-1, 2) for side in sides])
-            partitions.add(np.column_stack([keys, numbers.astype(np.uint64)]))
-            if self.ids is not None:
-                ids = batch.column("id")
-                self.ids.add(np.frombuffer(text_buffer(ids), np.uint8), document.text_lengths(ids))
-        for part in range(partitions.count):
-            for pairs in equal_pairs(partitions, part, keys=columns, window=0):
-                self.clusters.join(*pairs.T)
-                self.equal[pairs[:, 1]] = True
-        shutil.rmtree(partitions.folder)
-
-    def join_near(self, config: MinhashConfig) -> None:
-        """Put near-duplicates among documents with different digests into one cluster.
-
-        A batch gives its keys and a part of them its pairs without looking at others; only the joining has an order.
-        """
-        partitions = Partitions(self.scratch / "bands", 2, self.count * config.bands)
-        for place, numbers, batch in self.batches():
-            kept = ~self.equal[numbers]
-            found = band_keys(batch.filter(pa.array(kept)), config)
-            keys = found.keys if config.across else mixed(found.keys ^ np.uint64(place + 1))
-            owners = np.repeat(numbers[kept][found.documents].astype(np.uint64), config.bands)
-            partitions.add(np.column_stack([keys.ravel(), owners]))
-        candidates = Partitions(self.scratch / "pairs", 2, self.count * config.bands // 8, bound=max(self.count, 1))
-        compared = zeros(self.scratch / "compared", self.count, bool)
-        for part in range(partitions.count):
-            for pairs in equal_pairs(partitions, part, keys=1, window=WINDOW if config.verify else 0):
-                if config.verify:
-                    candidates.add(pairs.astype(np.uint64))
-                    compared[pairs.ravel()] = True
-                else:
-                    self.clusters.join(*pairs.T)
-        shutil.rmtree(partitions.folder)
-        if config.verify:
-            self.join_similar(candidates, self.sets_of(compared, config), config.least_similarity)
-
-    def sets_of(self, wanted: np.ndarray, config: MinhashConfig) -> list[Lists]:
-        """The N-gram sets of the wanted documents, of each side; those of others are empty."""
-        sets: list[Lists] = []
-        for _, numbers, batch in self.batches():
-            own = np.asarray(wanted[numbers])
-            if not sets:
-                sets = [Lists(self.scratch / f"{side}.sets", np.uint64) for side in document.sides(batch)]
-            for side, texts in zip(sets, document.sides(batch).values(), strict=True):
-                values, lengths = shingle_sets(texts.filter(pa.array(own)), config.ngram, config.unit)
-                every = np.zeros(len(numbers), np.int64)
-                every[own] = lengths
-                side.add(values, every)
-        for side in sets:
-            side.finish()
-        return sets
-
-    def join_similar(self, candidates: Partitions, sets: list[Lists], least: float) -> None:
-        """Join the pairs that are at least so similar, of pairs of texts on both sides."""
-        for part in range(candidates.count):
-            for chunk in candidates.chunks(part):
-                pairs = chunk[np.lexsort(chunk.T[::-1])].astype(np.int64)
-                pairs = pairs[np.r_[True, (pairs[1:] != pairs[:-1]).any(axis=1)]]
-                for begin in range(0, len(pairs), PAIRS_AT_ONCE):
-                    some = pairs[begin : begin + PAIRS_AT_ONCE]
-                    # What hangs together already need not be compared: it changes no cluster.
-                    some = some[self.clusters.roots(some[:, 0]) != self.clusters.roots(some[:, 1])]
-                    similarity = np.minimum.reduce([similarities(side, some) for side in sets])
-                    self.clusters.join(*some[similarity >= least].T)
-
-    def write(self, target: Path) -> dict[str, Any]:
-        """Copy the first document of each cluster; count the rest, and write it aside where that is asked for."""
-        if self.ids is not None:
-            self.ids.finish()
-        records: dict[str, Any] = {}
-        for place, name in enumerate(self.names):
-            counts = {EXACT: 0, NEAR: 0}
-            owners = np.zeros(len(self.names), np.int64)
-            with DocumentWriter(target, name) as writer, Aside(target / FOLDER, name) as aside:
-                for numbers, batch in self.batches_of(place):
-                    roots = self.clusters.roots(numbers)
-                    repeats = roots != numbers
-                    writer.add(batch.filter(pa.array(~repeats)))
-                    exact, kept = self.equal[numbers[repeats]], roots[repeats]
-                    sources = np.searchsorted(self.firsts, kept, side="right") - 1
-                    owners += np.bincount(sources, minlength=len(owners))
-                    counts[EXACT] += int(exact.sum())
-                    counts[NEAR] += int((~exact).sum())
-                    if self.ids is not None and len(kept):
-                        reasons = np.where(exact, EXACT, NEAR)
-                        ids = strings(*self.ids.take(kept))
-                        kept_in = pa.array(self.names).take(pa.array(sources))
-                        aside.add(batch.filter(pa.array(repeats)), pa.array(reasons), ids, kept_in)
-            duplicate_of = {other: int(count) for other, count in zip(self.names, owners, strict=True) if count}
-            records[name] = {**writer.record, **counts, "duplicate_of": duplicate_of}
-        total: dict[str, Any] = {
-            key: sum(record[key] for record in records.values()) for key in ("documents", "text_bytes", EXACT, NEAR)
-        }
-        total["duplicates"] = total[EXACT] + total[NEAR]
-        if self.config.fuzzy:
-            total["threshold"] = round(self.config.minhash.least_similarity, 4)
-            total["band_threshold"] = round(self.config.minhash.band_threshold, 4)
-        return {**total, "sources": records}
+    # Most documents of a band are in one cluster now: only the others need be compared with each other.
+    work = partial(join, similar.rows, corpus.count)
+    [joined] = yield alone("joined", [], work, [similar.keys, corpus.count], similar.bytes)
+    work = partial(near_pairs_of_part, bands.rows, joined.folder / ROOTS, WINDOW)
+    each = bands.units(work, disk_arrays.PART_BYTES, joined.key)
+    others = pairs_from((yield Phase("other-pairs", 1, WINDOW, each, scratch=True)))
+    each = others.units(partial(similar_in_part, others.rows, sets, least), COMPARED_BYTES, content)
+    return [similar, pairs_from((yield comparing("other-similar", least, each)))]
 
 
-class Aside:
-    """Writes dropped documents of one source, with the reason and what was kept instead; no file where there are none."""
-
-    def __init__(self, folder: Path, source: str):
-        self.path, self.source = folder / f"{source}-00000.parquet", source
-        self._open = ExitStack()
-        self._writer: pq.ParquetWriter | None = None
-
-    def __enter__(self) -> "Aside":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
-
-    def add(self, batch: pa.RecordBatch, reasons: pa.Array, ids: pa.Array, sources: pa.Array) -> None:
-        columns = {"reason": reasons, "duplicate_of": ids, "duplicate_of_source": sources}
-        own = {"id": batch.column("id"), **document.sides(batch), "source": pa.repeat(self.source, batch.num_rows)}
-        table = pa.table({**own, **columns})
-        if self._writer is None:
-            temporary = self._open.enter_context(atomic_path(self.path))
-            self._writer = pq.ParquetWriter(temporary, table.schema, compression="zstd")
-            self._open.enter_context(self._writer)
-        self._writer.write_table(table)
+def comparing(name: str, least: float, each: Sequence[Unit]) -> Phase:
+    """A phase that compares pairs, for which processes are worth their start sooner than the pairs' bytes say."""
+    return Phase(name, 1, least, each, least_bytes=COMPARED_BYTES, scratch=True)
 
 
-def strings(content: np.ndarray, lengths: np.ndarray) -> pa.Array:
-    """A column of strings from its UTF-8 and the bytes of each."""
-    ends = np.r_[0, np.cumsum(lengths)].astype(np.int32)
-    return pa.StringArray.from_buffers(len(lengths), pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(content)))
+def alone(name: str, settings: Any, work: Callable[[Path], Record], inputs: Any, size: int) -> Phase:
+    """A phase of one unit that sees everything."""
+    return Phase(name, 1, settings, [Unit(name, work, inputs, size, hashed=False)], scratch=True, alone=True)
 
 
-def digests(texts: pa.Array, normalize: bool = False) -> list[bytes]:
-    """A digest of each text, taken from the column's memory without making strings of it.
+def total_record(records: Mapping[str, Record], config: DedupConfig) -> Record:
+    """The stage's record from those of the sources."""
+    total: Record = {
+        key: sum(record[key] for record in records.values()) for key in ("documents", "text_bytes", EXACT, NEAR)
+    }
+    total["duplicates"] = total[EXACT] + total[NEAR]
+    if config.fuzzy:
+        total["threshold"] = round(config.minhash.least_similarity, 4)
+        total["band_threshold"] = round(config.minhash.band_threshold, 4)
+        total["minhash"] = config.minhash.describe()
+    return {**total, "sources": records}
 
-    Normalised texts of which nothing stays, as of punctuation alone, are told apart byte by byte.
-    """
-    # One call a document: a digest that is safe against collisions costs less than a millionth of a second besides its bytes.
-    raw = hashed(text_buffer(texts), text_offsets(texts))
-    if not normalize:
-        return raw
-    codes, counts = letters(texts)
-    normal = hashed(memoryview(codes.tobytes()), codes.itemsize * np.r_[0, np.cumsum(counts)], b"normalized")
-    return [one if count else other for one, other, count in zip(normal, raw, counts.tolist(), strict=True)]
+
+@dataclass(frozen=True)
+class Table:
+    """Rows on disk, as the work of units that look at a part each."""
+
+    rows: Rows
+    keys: tuple[str, ...]
+    """What changes when they do."""
+    bytes: int
+
+    def units(self, work: Callable[..., Record], part_bytes: int, *inputs: Any) -> list[Unit]:
+        """Units that do this work, given which part and of how many."""
+        parts = parts_of(self.bytes, part_bytes)
+        content = fingerprint([self.keys, self.rows.firsts, *inputs])
+        return [
+            Unit(
+                f"part {part + 1} of {parts}",
+                partial(work, part, parts),
+                [content, part, parts],
+                self.bytes // parts,
+                hashed=False,
+            )
+            for part in range(parts)
+        ]
 
 
-def hashed(content: memoryview, offsets: np.ndarray, person: bytes = b"") -> list[bytes]:
-    """A digest of each piece of memory between two offsets, the first of which is where it starts."""
-    bounds = (offsets - offsets[0]).tolist()
-    return [
-        hashlib.blake2b(content[begin:end], digest_size=DIGEST_BYTES, person=person).digest()
-        for begin, end in pairwise(bounds)
-    ]
+class Corpus:
+    """The files of all sources, in the order in which documents are numbered."""
+
+    def __init__(self, files: Mapping[str, Sequence[DocumentFile]]):
+        self.files = [(name, file) for name, own in files.items() for file in own]
+        self.paths = [file.path for _, file in self.files]
+        self._sizes = [file.bytes for _, file in self.files]
+        self.firsts: list[int] = [0]
+        """The number of the first document of each file, and of all documents."""
+        self.sides = 1
+
+    @property
+    def count(self) -> int:
+        return self.firsts[-1]
+
+    def number(self, digests: Sequence[Output]) -> None:
+        """Number the documents, given what the first phase has found."""
+        self.firsts = list(accumulate((output.record["documents"] for output in digests), initial=0))
+        self.sides = max((output.record["sides"] for output in digests), default=1)
+
+    def units(
+        self, work: Callable[[int], Callable[[Path], Record]], inputs: Sequence[Any] = (), hashed: bool = False
+    ) -> list[Unit]:
+        """A unit a file, given the work of the k-th, and what it depends on besides the file."""
+        more = inputs or [None] * len(self.files)
+        return [
+            Unit(file.name, work(k), [file.digest, more[k]], self._sizes[k], hashed=hashed)
+            for k, (_, file) in enumerate(self.files)
+        ]
+
+    def slices(self, path: Path, bounds: Sequence[int]) -> list[Slice]:
+        """What each file has of an array that lies in this file."""
+        return [Slice(path, begin, end - begin) for begin, end in pairwise(bounds)]
+
+    def rows(self, outputs: Iterable[Output], name: str, columns: int) -> Table:
+        """The rows that the units of all files have written, with the numbers that documents have in the corpus."""
+        return table(outputs, name, columns, self.firsts)
+
+
+def pairs_from(outputs: Sequence[Output]) -> Table:
+    """The pairs of numbers that units have written."""
+    return table(outputs, PAIRS, 2, [0] * len(outputs))
+
+
+def table(outputs: Iterable[Output], name: str, columns: int, firsts: Sequence[int]) -> Table:
+    paths, numbers, keys, size = [], [], [], 0
+    for output, first in zip(outputs, firsts, strict=False):
+        keys.append(output.key)
+        for path in sorted(path for path in output.files if path.startswith(f"{name}-")):
+            paths.append(output.folder / path)
+            numbers.append(first)
+            size += output.files[path][0]
+    return Table(Rows(tuple(paths), columns, tuple(numbers)), tuple(keys), size)

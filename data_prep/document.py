@@ -17,12 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.files import atomic_path, fingerprint, sha256_file
-from data_prep.units import Output, link, total
+from data_prep.units import link, total
 
 SIDES = ("text", "target")
 ROW_GROUP_BYTES = 8 * 2**20
 ROW_GROUP_DOCUMENTS = 2**14
 FILE_BYTES = 64 * 2**20
+SPREAD = 8
+"""A sample is taken from so many times as many row groups as would hold it, so that neighbours are not all of it."""
 
 
 class DocumentWriter:
@@ -93,24 +95,20 @@ class DocumentWriter:
         return {"documents": self.documents, "text_bytes": self.text_bytes, "fingerprint": digest.hexdigest()}
 
 
-def link_documents(outputs: Iterable[Output], source: str, target: Path, within: str = "") -> dict[str, Any]:
-    """Put the documents that units wrote, in turn, into a folder, as one DocumentWriter would; returns the sum of their records.
-
-    `within` names the folder, of each unit and below the target, in which they lie.
-    """
-    outputs = list(outputs)
-    paths = [path for output in outputs for path in files(output.folder / within, source)]
+def link_documents(folders: Iterable[Path], source: str, target: Path) -> None:
+    """Put the documents that were written into several folders, in turn, into one."""
+    paths = [path for folder in folders for path in files(folder, source)]
     for number, path in enumerate(paths):
-        link(path, target / within / path_name(source, number))
-    return total_of(output.record for output in outputs)
+        link(path, target / path_name(source, number))
 
 
-def total_of(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The record of documents that were written in several goes, from the records of each."""
+def total_of(records: Iterable[dict[str, Any]], *counts: str) -> dict[str, Any]:
+    """The record of documents that were written in several goes, from the records of each; `counts` are more that it has."""
     records = list(records)
     fingerprints = [record["fingerprint"] for record in records]
     sums = total({name: value for name, value in record.items() if name != "fingerprint"} for record in records)
-    return {**sums, "fingerprint": fingerprints[0] if len(fingerprints) == 1 else fingerprint(fingerprints)}
+    zeros = dict.fromkeys(("documents", "text_bytes", *counts), 0)
+    return {**zeros, **sums, "fingerprint": fingerprints[0] if len(fingerprints) == 1 else fingerprint(fingerprints)}
 
 
 def path_name(source: str, number: int) -> str:
@@ -217,6 +215,19 @@ def read_file(path: Path) -> Iterator[pa.RecordBatch]:
                 READING.place = f"{path}, documents {first} to {first + batch.num_rows - 1}"
                 yield batch
                 first += batch.num_rows
+
+
+def some(folder: Path, source: str, share: float, seed: str) -> Iterator[tuple[pa.RecordBatch, float]]:
+    """Row groups of one source of which to take documents, and the share to take of each, for a sample of about this share of all.
+
+    For a small share most row groups are not read, and which ones is decided by a hash of `seed` and their number.
+    """
+    part = min(1.0, SPREAD * share)
+    for number, (parquet, group, _) in enumerate(row_groups(folder, source)):
+        place = int.from_bytes(hashlib.sha256(f"{seed}\0{source}\0{number}".encode()).digest()[:8], "big") / 2**64
+        if place < part:
+            for batch in parquet.read_row_group(group).combine_chunks().to_batches():
+                yield batch, share / part
 
 
 def text_size(path: Path) -> int:

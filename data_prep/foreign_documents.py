@@ -4,6 +4,7 @@ A document becomes one sequence (or, of pairs, two), each with its end-of-text t
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,10 +12,11 @@ import numpy as np
 
 from data_prep.files import InputError
 from data_prep.indexed import IndexedTokens
-from data_prep.shards import CODES, HEADER
+from data_prep.shards import HEADER
 from data_prep.tokenizer import Tokenizer
 
-BATCH_TOKENS = 2**21
+BATCH_TOKENS = 2**20
+LOOKED_AT = 2**10
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ class ForeignDocuments:
 
     def check_ends(self) -> None:
         """InputError, with the way out, where documents do not end in end-of-text and nothing was said about that."""
-        ends, end = self.data.last_ids(), self.tokenizer.end_of_text
-        documents = sum(ends.values())
+        ends, end = self.last_ids(), self.tokenizer.end_of_text
+        looked = "looked at " if len(self.starts) - 1 > LOOKED_AT else ""
+        documents, kind = sum(ends.values()), "texts" if self.wishes.pairs else "documents"
         if self.two_texts and not self.wishes.pairs and not self.wishes.cut:
             raise InputError(
                 f"Each document of {self.data.bin} is two sequences that end in end-of-text: give --pairs if these are a text and "
@@ -103,29 +106,40 @@ class ForeignDocuments:
             )
         if ends.get(end, 0) == documents or self.wishes.append_end:
             return
-        if len(ends) == 1 and (other := next(iter(ends))) < self.tokenizer.vocab_size:
+        # All texts may end in the same line end, too, so only a token that spells nothing is taken for such an end.
+        if len(ends) == 1 and not dict(enumerate(self.tokenizer.token_contents())).get(other := next(iter(ends)), b"?"):
             name = self.tokenizer.decode([other])
             raise InputError(
-                f"All documents of {self.data.bin} end in id {other}, which is {name!r} to this tokenizer, whose end-of-text is "
+                f"All {kind} of {self.data.bin} end in id {other}, which is {name!r} to this tokenizer, whose end-of-text is "
                 f"id {end}: give --end-of-text {name!r} if that is it, or the tokenizer that made them."
             )
         raise InputError(
-            f"{documents - ends.get(end, 0):,} of {documents:,} documents of {self.data.bin} do not end in end-of-text (id {end}), "
+            f"{documents - ends.get(end, 0):,} of {documents:,} {kind} {looked}of {self.data.bin} do not end in end-of-text (id {end}), "
             "so a model would not learn where texts end: give --append-end-of-text, or the tokenizer that made them."
         )
+
+    def last_ids(self) -> Counter[int]:
+        """Which ids end texts, and how many each, of texts that are spread over the files; the rest is seen by `batches`."""
+        stops = self.starts[1:][np.diff(self.starts) > 0]
+        return Counter(self._ids_before(stops))
 
     @property
     def two_texts(self) -> bool:
         """Whether all documents are two sequences, each with an end-of-text token: pairs, as `data_prep` writes them."""
         if not len(self.sequences) or (self.sequences != 2).any() or (self.data.lengths == 0).any():
             return False
-        firsts = (np.cumsum(self.data.lengths, dtype=np.int64) - 1)[::2]
-        return bool((self._tokens()[firsts] == self.tokenizer.end_of_text).all())
+        stops = np.cumsum(self.data.lengths, dtype=np.int64)[::2]
+        return all(last == self.tokenizer.end_of_text for last in self._ids_before(stops))
 
-    def _tokens(self) -> np.ndarray:
-        if not self.data.tokens:
-            return np.zeros(0, self.data.dtype)
-        return np.memmap(self.data.bin, self.data.dtype, "r").view(np.ndarray)
+    def _read(self, begin: int, stop: int) -> np.ndarray:
+        # Not mapped: the kernel maps much more around each place than was asked for, and a file may be larger than memory.
+        return np.fromfile(
+            self.data.bin, self.data.dtype, stop - begin, offset=begin * np.dtype(self.data.dtype).itemsize
+        )
+
+    def _ids_before(self, stops: np.ndarray) -> Iterator[int]:
+        """The last ids of some of the texts that end there."""
+        return (int(self._read(stop - 1, stop)[0]) for stop in spread(stops, LOOKED_AT).tolist())
 
     def batches(self) -> Iterator[Batch]:
         """All documents, some at a time, as they were wished for.
@@ -133,18 +147,19 @@ class ForeignDocuments:
         Raises:
             InputError: an id is not in the vocabulary, or end-of-text stands where it should not.
         """
-        tokens, sizes, each = self._tokens(), TextSizes(self.tokenizer), 2 if self.wishes.pairs else 1
+        sizes, each = TextSizes(self.tokenizer), 2 if self.wishes.pairs else 1
         done, count = 0, len(self.starts) - 1
-        while done < count:
-            begin = int(self.starts[done])
-            stop = int(np.searchsorted(self.starts, begin + BATCH_TOKENS, "right")) - 1
-            stop = min(max(stop - (stop - done) % each, done + each), count)
-            ids = tokens[begin : int(self.starts[stop])]
-            self.sha256.update(ids.tobytes())
-            self._check_ids(ids, begin)
-            ids, lengths = self._mended(ids, np.diff(self.starts[done : stop + 1]), done)
-            yield Batch(ids, lengths, sizes.of(ids, lengths))
-            done = stop
+        with open(self.data.bin, "rb") as stream:
+            while done < count:
+                begin = int(self.starts[done])
+                stop = int(np.searchsorted(self.starts, begin + BATCH_TOKENS, "right")) - 1
+                stop = min(max(stop - (stop - done) % each, done + each), count)
+                ids = np.fromfile(stream, self.data.dtype, int(self.starts[stop]) - begin)
+                self.sha256.update(ids.data)
+                self._check_ids(ids, begin)
+                ids, lengths = self._mended(ids, np.diff(self.starts[done : stop + 1]), done)
+                yield Batch(ids, lengths, sizes.of(ids, lengths))
+                done = stop
 
     def _check_ids(self, ids: np.ndarray, begin: int) -> None:
         if not len(ids) or (int(ids.min()) >= 0 and int(ids.max()) < self.tokenizer.vocab_size):
@@ -189,10 +204,10 @@ class ForeignDocuments:
     def encoded_alike(self, documents: int, tokens: int) -> tuple[int, int]:
         """Of how many documents, spread over the files, the first tokens are those that their text is encoded to; and of how many."""
         same = 0
-        ids, count = self._tokens(), len(self.starts) - 1
-        chosen = np.unique(np.linspace(0, count - 1, min(documents, count)).astype(int)).tolist() if count else []
+        count = len(self.starts) - 1
+        chosen = spread(np.arange(count), documents).tolist()
         for k in chosen:
-            own = ids[self.starts[k] : self.starts[k + 1]].tolist()
+            own = self._read(int(self.starts[k]), int(self.starts[k + 1])).tolist()
             if own and own[-1] == self.tokenizer.end_of_text:
                 del own[-1]
             whole = self.tokenizer.encode(self.tokenizer.decode(own[:tokens]))
@@ -200,6 +215,11 @@ class ForeignDocuments:
             kept = len(own) if len(own) <= tokens else tokens // 2
             same += whole[:kept] == own[:kept]
         return same, len(chosen)
+
+
+def spread(values: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of these, evenly spread over them."""
+    return values[np.arange(min(most, len(values))) * len(values) // max(1, min(most, len(values)))]
 
 
 class TextSizes:

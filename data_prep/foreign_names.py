@@ -61,7 +61,7 @@ def origins(folder: Path, patterns: Mapping[str, Sequence[str]], source: str | N
                 f"{name} could be of {' and of '.join(sorted(splits))}: say which by --train, --validation and --test."
             )
         if splits:
-            found.append(Origin(path, name, *splits, source or source_of(name) or safe(base.resolve().name)))
+            found.append(Origin(path, name, splits.pop(), source or source_of(name) or safe(base.resolve().name)))
         else:
             left_out.append(name)
     for split, own in patterns.items():

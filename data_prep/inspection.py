@@ -214,7 +214,10 @@ def foreign(folder: Path, k: int | None, tokenizer: Path | None, console: Consol
         counts = data.documents, len(data.lengths), data.tokens
         rows.add_row(str(file), data.dtype, *(f"{count:,}" for count in counts), last_id(data))
     console.print(rows)
-    console.print("No manifest: these are Megatron-LM's files as they stand.", highlight=False)
+    console.print(
+        "No manifest: these are Megatron-LM's files as they stand; `python -m data_prep adopt` makes a corpus of them.",
+        highlight=False,
+    )
 
 
 def last_id(data: IndexedTokens) -> str:

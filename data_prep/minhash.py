@@ -123,18 +123,21 @@ def signatures(hashes: np.ndarray, lengths: np.ndarray, count: int) -> np.ndarra
 
 
 def similarities(sets: Lists, pairs: np.ndarray) -> np.ndarray:
-    """The Jaccard similarity of each pair of numbers, of shape (pairs, 2), whose sorted sets are in `sets`; float64."""
+    """The Jaccard similarity of each pair of numbers, of shape (pairs, 2), whose sets are in `sets`; float64."""
     first, second = pairs.T
     sizes = sets.lengths(first) + sets.lengths(second)
     common = np.zeros(len(pairs), np.int64)
     for part in limited(sizes, COMPARED_AT_ONCE):
         values, lengths = sets.take(pairs[part].ravel())
-        owners = np.repeat(np.arange(len(lengths)) // 2, lengths)
-        order = np.lexsort((values, owners))
-        values, owners = values[order], owners[order]
+        # The pair in the upper bits and the hash in the others: one number sorts many times faster than two columns.
+        bits = np.uint64((part.stop - part.start - 1).bit_length())
+        owners = np.repeat(np.arange(len(lengths), dtype=np.uint64) >> np.uint64(1), lengths)
+        keys = values if bits == 0 else owners << (np.uint64(64) - bits) | values >> bits
+        keys.sort()
         # A set has no repeats, so equal neighbours are one of each.
-        equal = (values[1:] == values[:-1]) & (owners[1:] == owners[:-1])
-        common[part] = np.bincount(owners[1:][equal], minlength=part.stop - part.start)
+        equal = keys[1:][keys[1:] == keys[:-1]]
+        owners = equal >> (np.uint64(64) - bits) if bits else np.zeros(len(equal), np.uint64)
+        common[part] = np.bincount(owners.astype(np.int64), minlength=part.stop - part.start)
     return common / np.maximum(sizes - common, 1)
 
 

@@ -1,10 +1,10 @@
 """A corpus from its configuration: which stages there are, in which order, and what each depends on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -18,9 +18,10 @@ from data_prep import (
 )
 from data_prep.collect import collecting
 from data_prep.cutting import whole_id
-from data_prep.decontaminate import DecontaminateConfig, decontaminate
+from data_prep.decontaminate import DecontaminateConfig, decontaminating
 from data_prep.decontaminate import report as print_contamination
-from data_prep.dedup import DedupConfig, deduplicate
+from data_prep.dedup import DedupConfig, deduplicating
+from data_prep.dedup import report as print_threshold
 from data_prep.document import DocumentFile
 from data_prep.fertility import report as print_fertility
 from data_prep.files import InputError
@@ -28,12 +29,14 @@ from data_prep.filtering.classifier import Classifier, train
 from data_prep.filtering.stage import FilterConfig, filtering, require_some
 from data_prep.mix import MixConfig, mix
 from data_prep.mix import report as print_mixture
-from data_prep.shards import Manifest
+from data_prep.shards import SPLITS, Manifest
+from data_prep.slurm.settings import SlurmConfig
 from data_prep.sources import Source
-from data_prep.split import SplitConfig, divide
+from data_prep.split import SplitConfig, dividing
 from data_prep.stages import Finished, Stage, exclusive, perform
-from data_prep.tokenization import TokenizerConfig, make_tokenizer, tokenize
+from data_prep.tokenization import TokenizerConfig, make_tokenizer, tokenizing
 from data_prep.units import at_once
+from data_prep.workers import UnitsFailed
 from data_prep.workers import workers as running
 
 
@@ -66,6 +69,10 @@ class DataConfig:
     mix: MixConfig = field(default_factory=MixConfig)
     workers: int = 0
     """Processes that do the work; 0 for one a core. The result does not depend on it."""
+    executor: Literal["local", "slurm"] = "local"
+    """Do the work on this machine, or submit each stage as an array of jobs to a Slurm cluster and return. Both make the same
+    bytes and go on from what the other has finished."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -103,25 +110,80 @@ class Prepared:
 
 
 def run(config: DataConfig, last: str, console: Console) -> Prepared:
-    """Bring all stages up to and including those of the verb `last` up to date."""
+    """Bring all stages up to and including those of the verb `last` up to date.
+
+    Raises:
+        UnitsFailed: units of a verb could not be done; all others of this verb are.
+    """
     output = Path(config.output)
+    failed: list[tuple[str, UnitsFailed]] = []
     with exclusive(output), running(config.workers) as workers:
-        done: dict[str, Finished] = {}
-        for verb, stages in STAGES.items():
-            for stage in stages(config, done):
-                done[stage.name] = perform(stage, output, workers, console)
-            if verb == last:
-                report(verb, done, console)
-                if "tokens" in done:
-                    card.write(output, [described(name, source) for name, source in config.sources.items()], done)
-                break
+
+        def bring(verb: str, number: int, stage: Stage) -> Finished | None:
+            try:
+                return perform(stage, output, workers, console)
+            except UnitsFailed as error:
+                failed.append((verb, error))
+                return None
+
+        done = reach(config, last, bring)
+        if failed:
+            raise together(failed)
+        report(last, done, console)
+        if "tokens" in done:
+            card.write(output, [described(name, source) for name, source in config.sources.items()], done)
         return Prepared(done, workers.peak)
+
+
+def together(failed: list[tuple[str, UnitsFailed]]) -> UnitsFailed:
+    """What failed in several stages of a verb as one error."""
+    [verb, first] = failed[0]
+    return first if len(failed) == 1 else UnitsFailed(verb, [each for _, error in failed for each in error.failures])
+
+
+class NotReached(KeyError):
+    """A stage was asked for another one that is not finished."""
+
+
+class Reached(dict[str, Finished]):
+    """Finished stages by name."""
+
+    def __missing__(self, name: str) -> Finished:
+        raise NotReached(name)
+
+
+def reach(config: DataConfig, last: str, bring: Callable[[str, int, Stage], Finished | None]) -> dict[str, Finished]:
+    """Go through the stages up to the verb `last`, and through all of a verb before the next; returns those that are finished.
+
+    Args:
+        bring: Given a verb, the number of one of its stages and the stage, brings it up to date; None where it cannot.
+            Then the verbs after this one are left.
+    """
+    done = Reached()
+    for verb, stages in STAGES.items():
+        whole = True
+        try:
+            for number, stage in enumerate(stages(config, done)):
+                finished = bring(verb, number, stage)
+                if finished is None:
+                    whole = False
+                else:
+                    done[stage.name] = finished
+        except NotReached:
+            # Of the stages of a verb, some may need another that could not be finished.
+            if whole:
+                raise
+        if not whole or verb == last:
+            break
+    return done
 
 
 def report(verb: str, done: dict[str, Finished], console: Console) -> None:
     """What the verb that was asked for says beyond its stage's line."""
     if verb == "tokenizer":
         print_fertility(done["tokenizer"].record, console)
+    if verb == "dedup":
+        print_threshold(done["unique"].record, console)
     if verb == "mix" and "mixture" in done:
         print_mixture(done["mixture"].record, console)
     if verb == "decontaminate" and "decontaminated" in done:
@@ -187,21 +249,21 @@ def dedup_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
     if all(map(config.filter.of, config.sources)):
         require_some({name: done[f"filtered/{name}"].record for name in config.sources})
     collected = {name: done.get(f"filtered/{name}", done[f"documents/{name}"]) for name in config.sources}
-    folders = {name: finished.folder for name, finished in collected.items()}
+    files = {name: document_files(finished, name) for name, finished in collected.items()}
     inputs = [[name, finished.output] for name, finished in collected.items()]
-    work = partial(deduplicate, folders, config.dedup)
-    return [Stage("unique", 1, config.dedup.settings(), inputs, partial(at_once, work), columns=config.dedup.columns)]
+    work = partial(deduplicating, files, config.dedup)
+    return [Stage("unique", 2, config.dedup.settings(), inputs, work, columns=config.dedup.columns)]
 
 
 def decontaminate_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
     if not config.decontaminate.wanted:
         return []
     unique = done["unique"]
-    folders = dict.fromkeys(config.sources, unique.folder)
+    files = {name: document_files(unique, name) for name in config.sources}
     inputs = [unique.output, config.decontaminate.inputs()]
     columns = ("documents", "text_bytes", "contaminated", "dropped", "removed_passages")
-    work = partial(decontaminate, folders, config.decontaminate)
-    return [Stage("decontaminated", 1, asdict(config.decontaminate), inputs, partial(at_once, work), columns=columns)]
+    work = partial(decontaminating, files, config.decontaminate)
+    return [Stage("decontaminated", 2, asdict(config.decontaminate), inputs, work, columns=columns)]
 
 
 def split_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
@@ -210,8 +272,9 @@ def split_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
     settings = {**asdict(config.split), "sources": fixed}
     columns = ("train", "validation", "test")
     document_of = whole_id if "decontaminated" in done else str
-    work = partial(divide, clean.folder, fixed, config.split, document_of)
-    return [Stage("split", 1, settings, clean.output, partial(at_once, work), columns=columns)]
+    files = {name: document_files(clean, name) for name in config.sources}
+    work = partial(dividing, files, fixed, config.split, document_of)
+    return [Stage("split", 2, settings, clean.output, work, columns=columns)]
 
 
 def tokenizer_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
@@ -234,14 +297,15 @@ def tokenize_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]
 
     inputs = {"split": divided.output, "tokenizer": trained.output, "sources": sources}
     pairs = any(source.pairs for source in config.sources.values())
-    work = partial(tokenize, trained.folder, divided.folder, sources, pairs, config.shards.tokens)
+    files = {split: {name: document_files(divided, name, split) for name in config.sources} for split in SPLITS}
+    work = partial(tokenizing, trained.folder, files, sources, pairs, config.shards.tokens)
     return [
         Stage(
             "tokens",
-            1,
+            2,
             asdict(config.shards),
             inputs,
-            partial(at_once, work),
+            work,
             columns=("documents", "text_bytes", "tokens"),
         )
     ]
@@ -257,6 +321,26 @@ def mix_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
     settings = {**asdict(config.mix), "path": str(tokens.folder)}
     work = partial(mix, config.mix, sizes, str(tokens.folder))
     return [Stage("mixture", 1, settings, tokens.output, partial(at_once, work), columns=("planned_tokens",))]
+
+
+def mapped_phases(config: DataConfig) -> dict[str, list[list[str]]]:
+    """The phases of each verb that are of many units; between two lists of them something is done in one piece.
+
+    It is a plan alone: who works goes by what the stages yield.
+    """
+    near = [["bands", "pairs"]]
+    if config.dedup.minhash.verify:
+        near += [["sets", "similar"], ["other-pairs", "other-similar"]]
+    return {
+        "collect": [["documents"]],
+        "filter": [["filter"]] if any(map(config.filter.of, config.sources)) else [],
+        "dedup": [["digests", "equal"], *(near if config.dedup.fuzzy else []), ["documents"]],
+        "decontaminate": [["hits"], ["cut"]] if config.decontaminate.wanted else [],
+        "split": [["split"]],
+        "tokenizer": [],
+        "tokenize": [["encode", "shards"]],
+        "mix": [],
+    }
 
 
 # What each verb brings up to date, after the verbs above it.

@@ -30,7 +30,7 @@ HEADER = struct.Struct("<9sQBQQ")
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 CODES = {"uint16": 8, "int32": 4}
-REMAKE = "run `python -m data_prep run` again"
+REMAKE = "run `python -m data_prep run` (or `adopt`) again"
 
 
 def dtype_for(vocab_size: int) -> str:

@@ -51,11 +51,22 @@ def shingle_sets(texts: pa.Array, n: int, unit: Unit = "words") -> tuple[np.ndar
     """As `shingles`, each document's in ascending order and without repeats."""
     hashes, lengths = shingles(texts, n, unit)
     owners = np.repeat(np.arange(len(lengths)), lengths)
-    order = np.lexsort((hashes, owners))
-    hashes = hashes[order]
+    hashes = hashes[order_inside(hashes, owners, len(lengths))]
     new = np.ones(len(hashes), bool)
     new[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
     return hashes[new], np.bincount(owners[new], minlength=len(lengths)).astype(np.int64)
+
+
+def order_inside(hashes: np.ndarray, owners: np.ndarray, count: int) -> np.ndarray:
+    """The places of hashes in ascending order inside each owner; the `count` owners ascend already."""
+    # The owner in the upper bits and the hash in the others: one number sorts many times faster than two columns.
+    bits = np.uint64(max(count - 1, 0).bit_length())
+    keys = hashes if bits == 0 else owners.astype(np.uint64) << (np.uint64(64) - bits) | hashes >> bits
+    order = np.argsort(keys)
+    found = hashes[order]
+    if ((found[1:] < found[:-1]) & (owners[1:] == owners[:-1])).any():  # They differ in bits that were cut off.
+        return np.lexsort((hashes, owners))
+    return order
 
 
 def word_hashes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -36,7 +36,9 @@ TASK_BYTES = 2**22
 # What a small compressed file holds still fits in memory.
 COMPRESSED_TASK_BYTES = 2**18
 ROW_GROUP_BYTES = 2**26
-PART_BYTES = 2**26
+# A part of a source: a sixteenth of it, between these.
+LEAST_PART_BYTES, PART_BYTES = 2**22, 2**26
+PARTS = 16
 # What is compressed gives about so many times its bytes.
 EXPANSION = 4
 Documents = Iterator[tuple[str, str]]
@@ -169,22 +171,23 @@ class FileSource(Source):
     def parts(self) -> list[Part]:
         if self.limit is not None:  # Where it ends, nobody knows before all up to there is read.
             return super().parts()
+        files = self.matches()
+        most = part_bytes(sum(expanded(path) for path, _ in files))
         parts: list[Part] = []
         group: list[Range] = []
         size = 0
-        for path, name in self.matches():
-            for each, own in self.divided(path, name):
-                if group and size + own > PART_BYTES:
+        for path, name in files:
+            for each, own in self.divided(path, name, most):
+                if group and size + own > most:
                     parts.append(Part(self, tuple(group), size))
                     group, size = [], 0
                 group.append(each)
                 size += own
         return [*parts, Part(self, tuple(group), size)]
 
-    def divided(self, path: Path, name: str) -> list[tuple[Range, int]]:
-        """A file as pieces that can be read by themselves, each with about how many bytes it holds."""
-        size = path.stat().st_size
-        return [(Range(path, name), size * EXPANSION if path.suffix in COMPRESSIONS else size)]
+    def divided(self, path: Path, name: str, most: int) -> list[tuple[Range, int]]:
+        """A file as pieces that can be read by themselves, of at most so many bytes if it can be, each with about how many it has."""
+        return [(Range(path, name), expanded(path))]
 
     def batches_of_ranges(
         self, ranges: Sequence[Range], workers: int, origin: dict[str, Any]
@@ -241,6 +244,17 @@ def up_to(limit: int, rows: Iterator[tuple[str, ...]]) -> Iterator[tuple[str, ..
         limit -= all(text.strip() for text in row[1:])
         if limit <= 0:
             return
+
+
+def expanded(path: Path) -> int:
+    """About how many bytes a file has when it is unpacked."""
+    size = path.stat().st_size
+    return size * EXPANSION if path.suffix in COMPRESSIONS or path.suffix == ".parquet" else size
+
+
+def part_bytes(total: int) -> int:
+    """How large the parts of a source of this size may be: a power of two, so that a further file seldom divides all anew."""
+    return min(PART_BYTES, max(LEAST_PART_BYTES, 1 << (max(1, total // PARTS).bit_length() - 1)))
 
 
 def listing(path: Path) -> list[Any]:
@@ -347,12 +361,12 @@ class Jsonl(EncodedFileSource):
     id_column: str | None = None
     """The field that holds a stable id. Unset: the id is made from the text."""
 
-    def divided(self, path: Path, name: str) -> list[tuple[Range, int]]:
+    def divided(self, path: Path, name: str, most: int) -> list[tuple[Range, int]]:
         size = path.stat().st_size
-        if size <= PART_BYTES or path.suffix in COMPRESSIONS or not utf8(self.encoding):
-            return super().divided(path, name)
+        if size <= most or path.suffix in COMPRESSIONS or not utf8(self.encoding):
+            return super().divided(path, name, most)
         # A line is of the piece in which it begins.
-        bounds = [*range(0, size, PART_BYTES), size]
+        bounds = [*range(0, size, most), size]
         return [(Range(path, name, start, stop), stop - start) for start, stop in pairwise(bounds)]
 
     def tasks(self, ranges: Sequence[Range]) -> Iterator[Task]:
@@ -385,9 +399,9 @@ class Parquet(FileSource):
     id_column: str | None = None
     """The column that holds a stable id. Unset: the id is made from the text."""
 
-    def divided(self, path: Path, name: str) -> list[tuple[Range, int]]:
+    def divided(self, path: Path, name: str, most: int) -> list[tuple[Range, int]]:
         sizes = self._group_sizes(path)
-        if sum(sizes) <= PART_BYTES:
+        if sum(sizes) <= most:
             return [(Range(path, name), sum(sizes))]
         return [(Range(path, name, group, group + 1), size) for group, size in enumerate(sizes)]
 

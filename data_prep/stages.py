@@ -96,22 +96,33 @@ def perform(stage: Stage, output: Path, workers: Workers, console: Console) -> F
     store = store_of(stage, output)
     outputs: list[Output] = []
     phases: list[Phase] = []
-    steps = stage.steps()
+    reused = 0
+
+    def do(phase: Phase) -> list[Output]:
+        nonlocal reused
+        phases.append(phase)
+        reused += sum(store.place(phase, unit).is_dir() for unit in phase.units)
+        done = do_units(stage, phase, store, workers, console)
+        outputs.extend(done)
+        return done
+
+    fill = follow(stage.steps(), do)
+    with console.status(f"{stage.name} ..."):
+        finished = put_together(stage, folder, fill, outputs, lambda: [store.tidy(phase) for phase in phases])
+    seconds = time.perf_counter() - started
+    note = f"  ({reused} of {len(outputs)} units reused)" if reused else ""
+    console.print(f"{stage.name:<24} {seconds:7.1f} s  {summary(stage, finished.record)}{note}", highlight=False)
+    return replace(finished, seconds=seconds)
+
+
+def follow(steps: Steps, do: Callable[[Phase], list[Output]]) -> Fill:
+    """Do phase after phase; returns what fills the stage's folder."""
     try:
         phase = next(steps)
         while True:
-            phases.append(phase)
-            done = do_units(stage, phase, store, workers, console)
-            outputs += done
-            phase = steps.send(done)
+            phase = steps.send(do(phase))
     except StopIteration as end:
-        with console.status(f"{stage.name} ..."):
-            finished = put_together(stage, folder, end.value, outputs)
-    for phase in phases:
-        store.tidy(phase)
-    seconds = time.perf_counter() - started
-    console.print(f"{stage.name:<24} {seconds:7.1f} s  {summary(stage, finished.record)}", highlight=False)
-    return replace(finished, seconds=seconds)
+        return end.value
 
 
 def store_of(stage: Stage, output: Path) -> Store:
@@ -122,21 +133,19 @@ def store_of(stage: Stage, output: Path) -> Store:
 def do_units(stage: Stage, phase: Phase, store: Store, workers: Workers, console: Console) -> list[Output]:
     """Do those units of a phase that are missing; returns what all of them have written."""
     found = store.find(phase)
-    if all(found):
-        return [output for output in found if output]
     jobs = [
         Job(unit, store.place(phase, unit)) for unit, output in zip(phase.units, found, strict=True) if output is None
     ]
-    name = stage.name if phase.name in stage.name else f"{stage.name}, {phase.name}"
-    sizes = [unit.bytes for unit in phase.units]
-    with progress(name, sizes, [job.unit.bytes for job in jobs], console) as shown:
-        if len(jobs) < len(phase.units):
-            console.print(f"{name}: {len(phase.units) - len(jobs)} of {len(phase.units)} units are finished already")
-        failures = workers.run(jobs, lambda job: shown.add(job.unit.bytes))
-    if failures:
-        write_failures(failures, store)
-        raise UnitsFailed(stage.name, failures)
-    return [output for output in store.find(phase) if output]
+    if jobs:
+        name = stage.name if phase.name in stage.name else f"{stage.name}, {phase.name}"
+        sizes = [unit.bytes for unit in phase.units]
+        with progress(name, sizes, [job.unit.bytes for job in jobs], console) as shown:
+            failures = workers.run(jobs, lambda job: shown.add(job.unit.bytes), phase.least_bytes)
+        if failures:
+            write_failures(failures, store)
+            raise UnitsFailed(stage.name, failures)
+        found = store.find(phase)
+    return [output for output in found if output]
 
 
 def write_failures(failures: Iterable[Any], store: Store) -> None:
@@ -147,8 +156,10 @@ def write_failures(failures: Iterable[Any], store: Store) -> None:
             (store.folder / f"failed-{number}.txt").write_text(f"{failure.unit.name}\n\n{failure.trace}")
 
 
-def put_together(stage: Stage, folder: Path, fill: Fill, outputs: Iterable[Output]) -> Finished:
-    """Fill a stage's folder, with what its units wrote and the rest, and give it its name."""
+def put_together(
+    stage: Stage, folder: Path, fill: Fill, outputs: Iterable[Output], tidy: Callable[[], Any]
+) -> Finished:
+    """Fill a stage's folder, with what its units wrote and the rest, tidy up, and give it its name."""
     partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -177,6 +188,8 @@ def put_together(stage: Stage, folder: Path, fill: Fill, outputs: Iterable[Outpu
             "hashes": hashes,
         }
         write_json(partial / MARKER, marker)
+        # Not afterwards: nobody would come back for it.
+        tidy()
         if folder.exists():
             folder.replace(old)
         partial.replace(folder)
@@ -199,13 +212,9 @@ def fill_folder(steps: Steps, target: Path, workers: Workers) -> dict[str, Any]:
     console = Console(quiet=True)
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}") as scratch:
         stage = Stage(target.name, 1, None, None, lambda: steps)
-        try:
-            phase = next(steps)
-            while True:
-                phase = steps.send(do_units(stage, phase, Store(Path(scratch)), workers, console))
-        except StopIteration as end:
-            target.mkdir(parents=True, exist_ok=True)
-            return end.value(target)
+        fill = follow(steps, lambda phase: do_units(stage, phase, Store(Path(scratch)), workers, console))
+        target.mkdir(parents=True, exist_ok=True)
+        return fill(target)
 
 
 def summary(stage: Stage, record: dict[str, Any]) -> str:

@@ -6,9 +6,10 @@ import numpy as np
 
 from data_prep.corpus import documents_by_source
 from data_prep.files import InputError
-from data_prep.shards import Manifest
+from data_prep.shards import Manifest, read_index
 
 CHUNK_TOKENS = 2**22
+BLOCK_TOKENS = 2**14
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -53,32 +54,40 @@ def counts(manifest: Manifest) -> list[Count]:
 
 
 def document_lengths(manifest: Manifest, split: str) -> list[Lengths]:
-    """The lengths of the documents of each source, of pairs both sides together, from the indices alone."""
-    lengths = manifest.open(split).sequence_lengths().sum(axis=1, dtype=np.int64)
+    """The lengths of the documents of each source, of pairs both sides together, from the indices alone, one at a time."""
     found = []
-    first = 0
-    for source, documents in documents_by_source(manifest, split).items():
-        own = lengths[first : first + documents]
-        first += documents
-        ordered = np.percentile(own, PERCENTILES, method="nearest").astype(int)
-        found.append(
-            Lengths(source, power_bins(own), int(own.min()), tuple(map(int, ordered)), int(own.max())),
-        )
+    for source in documents_by_source(manifest, split):
+        values, times = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        for shard in (shard for shard in manifest.shards(split) if shard.source == source):
+            lengths, _ = read_index(manifest.folder / f"{shard.file}.idx", manifest.sequences_per_document)
+            # What is kept grows with the number of different lengths, not with that of documents.
+            own, counts = np.unique(lengths.sum(axis=1, dtype=np.int64), return_counts=True)
+            values, places = np.unique(np.concatenate([values, own]), return_inverse=True)
+            times = np.bincount(places, np.concatenate([times, counts])).astype(np.int64)
+        ends = np.cumsum(times)
+        ranks = np.rint(np.array(PERCENTILES) / 100 * (ends[-1] - 1))
+        ordered = values[np.searchsorted(ends, ranks, side="right")].tolist()
+        bins = np.bincount(exponents(values), times).astype(np.int64)
+        found.append(Lengths(source, bins, int(values[0]), tuple(ordered), int(values[-1])))
     return found
 
 
-def power_bins(lengths: np.ndarray) -> np.ndarray:
-    """How many of these are from 2^k to 2^(k + 1) - 1, for k from 0; zeros are with the ones."""
-    exponents = np.frexp(np.maximum(lengths, 1))[1] - 1
-    return np.bincount(exponents)
+def exponents(lengths: np.ndarray) -> np.ndarray:
+    """The k for which each of these is from 2^k to 2^(k + 1) - 1; zeros are with the ones."""
+    return np.frexp(np.maximum(lengths, 1))[1] - 1
 
 
-def token_counts(manifest: Manifest, split: str) -> np.ndarray:
-    """How often each id of the vocabulary is in a split, int64 (vocab_size,); reads all of its tokens."""
+def token_counts(manifest: Manifest, split: str, most: int | None = None) -> np.ndarray:
+    """How often each id of the vocabulary is in a split, int64 (vocab_size,).
+
+    Args:
+        most: read about so many tokens at most, in blocks that are spread evenly over the split; None for all of them.
+    """
     reader = manifest.open(split)
+    starts, size = windows(len(reader), most)
     totals = np.zeros(manifest.vocab_size, np.int64)
-    for start in range(0, len(reader), CHUNK_TOKENS):
-        tokens = reader.read(start, min(CHUNK_TOKENS, len(reader) - start))
+    for start in starts:
+        tokens = reader.read(start, min(size, len(reader) - start))
         if int(tokens.min()) < 0 or int(tokens.max()) >= manifest.vocab_size:
             raise InputError(
                 f"Split {split} holds ids from {int(tokens.min())} to {int(tokens.max())}, the vocabulary has "
@@ -86,3 +95,11 @@ def token_counts(manifest: Manifest, split: str) -> np.ndarray:
             )
         totals += np.bincount(tokens, minlength=manifest.vocab_size)
     return totals
+
+
+def windows(tokens: int, most: int | None) -> tuple[list[int], int]:
+    """Where the blocks begin that are read of so many tokens, and their size; the last one may be shorter."""
+    if most is None or tokens <= most:
+        return list(range(0, tokens, CHUNK_TOKENS)), CHUNK_TOKENS
+    blocks = max(1, most // BLOCK_TOKENS)
+    return [block * tokens // blocks for block in range(blocks)], min(BLOCK_TOKENS, most)

@@ -17,6 +17,8 @@ from data_prep.files import fingerprint, read_json, sha256_file, sync, write_jso
 
 FOLDER = ".units"
 MARKER = "unit.json"
+DIGESTS = "digests"
+"""In what a unit's call returns: SHA-256 of files, by their paths, where it knows them. Not part of the record."""
 Record = dict[str, Any]
 
 
@@ -34,6 +36,8 @@ class Unit:
     """How much it reads, for rates and for whether processes are worth their start."""
     wide: bool = False
     """Divides its work over processes itself: `call` takes their number too."""
+    hashed: bool = True
+    """Whether anybody asks for the digests of its files. What it writes has a name in `Output.key` anyway."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,12 @@ class Phase:
     settings: Any
     """JSON: every setting on which the results depend."""
     units: Sequence[Unit]
+    least_bytes: int = 16 * 2**20
+    """Processes take a second or two to start: what reads fewer bytes in all is done sooner without them."""
     scratch: bool = False
     """Whether what they write is of no use once the stage is complete."""
+    alone: bool = False
+    """Of one unit that sees everything: not worth an array of jobs."""
 
     def key(self, unit: Unit) -> str:
         return fingerprint([self.name, self.version, self.settings, unit.inputs])
@@ -61,7 +69,7 @@ class Output:
     folder: Path
     record: Record
     files: Mapping[str, tuple[int, str]] = field(repr=False)
-    """Bytes and SHA-256 of each file, by its path in the folder."""
+    """Bytes and SHA-256 of each file, by its path in the folder; no digests where the unit is not `hashed`."""
 
     @classmethod
     def read(cls, folder: Path) -> "Output | None":
@@ -74,6 +82,11 @@ class Output:
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 return None
         return cls(folder, marker["record"], files)
+
+    @property
+    def key(self) -> str:
+        """What it was made of and how: equal for equal content."""
+        return self.folder.name
 
     def digest(self, name: str) -> str:
         return self.files[name][1]
@@ -122,10 +135,14 @@ def perform(unit: Unit, target: Path, workers: int = 1) -> None:
     try:
         record = unit.call(partial, workers) if unit.wide else unit.call(partial)
         paths = sorted(path for path in partial.rglob("*") if path.is_file())
-        files = {path.relative_to(partial).as_posix(): (path.stat().st_size, sha256_file(path)) for path in paths}
+        known = record.pop(DIGESTS, {})
+        files = {}
+        for path in paths:
+            name = path.relative_to(partial).as_posix()
+            files[name] = path.stat().st_size, (known.get(name) or sha256_file(path)) if unit.hashed else ""
         for path in paths:
             sync(path)
-        write_json(partial / MARKER, {"unit": unit.name, "record": record, "files": files})
+        write_json(partial / MARKER, {"record": record, "files": files})
         if target.exists() and Output.read(target) is None:
             shutil.rmtree(target)
         try:

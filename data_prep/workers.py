@@ -20,8 +20,8 @@ from data_prep.process_memory import peak_resident_bytes
 from data_prep.units import Unit
 
 TRIES = 3
-WORTH_PROCESSES = 16 * 2**20
-"""Processes take a second or two to start: units that read fewer bytes together are done without them."""
+IDLE_BYTES = 2**20
+"""With processes that have been started already, so many bytes in all are worth the way."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,16 @@ class Workers:
     """The most memory that one of the processes has held so far, in bytes; this one counts where it does units itself."""
     _free: list["Worker"] = field(default_factory=list)
 
-    def run(self, jobs: Sequence[Job], finished: Callable[[Job], None]) -> list[Failure]:
-        """Do all units, in any order; returns those that failed, in theirs."""
+    def run(self, jobs: Sequence[Job], finished: Callable[[Job], None], least_bytes: int = IDLE_BYTES) -> list[Failure]:
+        """Do all units, in any order; returns those that failed, in theirs.
+
+        Units that read fewer than `least_bytes` in all are not worth the start of processes.
+        """
         wide = [job for job in jobs if job.unit.wide]
         narrow = [job for job in jobs if not job.unit.wide]
         failures = list(self._here(wide, finished))
-        alone = self.count == 1 or len(narrow) < 2 or sum(job.unit.bytes for job in narrow) < WORTH_PROCESSES
+        least = min(least_bytes, IDLE_BYTES) if self._free else least_bytes
+        alone = self.count == 1 or len(narrow) < 2 or sum(job.unit.bytes for job in narrow) < least
         failures += self._here(narrow, finished) if alone else self._there(narrow, finished)
         order = {id(job.unit): number for number, job in enumerate(jobs)}
         return sorted(failures, key=lambda failure: order[id(failure.unit)])
@@ -117,7 +121,7 @@ class Workers:
         try:
             while waiting or busy:
                 while waiting and len(busy) < self.count:
-                    worker = self._free.pop() if self._free else Worker()
+                    worker = self._free.pop() if self._free else Worker(max(1, cores() // self.count))
                     job = waiting.popleft()
                     if worker.send(job):
                         busy[worker] = job
@@ -156,10 +160,15 @@ def tried(sentence: str, times: int) -> str:
     return sentence if times == 1 else f"{sentence} (tried {times} times)"
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 @contextmanager
 def workers(count: int) -> Iterator[Workers]:
     """So many workers, 0 for one a core that this process may use."""
-    pool = Workers(count or len(os.sched_getaffinity(0)))
+    pool = Workers(count or cores())
     try:
         yield pool
     finally:
@@ -169,11 +178,11 @@ def workers(count: int) -> Iterator[Workers]:
 class Worker:
     """One process at the other end of a pipe."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
         # Spawned, not forked: the parent has threads of Arrow and of the tokenizers, which do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self.pipe, there = context.Pipe()
-        self.process: BaseProcess = context.Process(target=serve, args=(there, os.getpid()), daemon=False)
+        self.process: BaseProcess = context.Process(target=serve, args=(there, os.getpid(), threads), daemon=False)
         self.process.start()
         there.close()
 
@@ -209,10 +218,14 @@ class Worker:
         self.process.join()
 
 
-def serve(pipe: Connection, parent: int) -> None:
-    """Do what comes through the pipe, until it ends."""
+def serve(pipe: Connection, parent: int, threads: int) -> None:
+    """Do what comes through the pipe, until it ends, in this process and so many threads of the libraries that have some."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer.
-    pa.set_cpu_count(1)
+    for name in ("POLARS_MAX_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(
+            name, str(threads)
+        )  # Read when such a library is imported, which is when a unit asks for it.
+    pa.set_cpu_count(threads)
     with suppress(OSError):
         pa.set_io_thread_count(1)
     while os.getppid() == parent:

@@ -101,11 +101,11 @@ def examples(
 ) -> Iterator[tuple["scipy.sparse.csr_matrix", np.ndarray]]:
     """Features of about this share of the documents of some sources, and a number that says which are held out."""
     for source, folder in folders.items():
-        for batch in document.read(folder, source):
+        for batch, own_share in document.some(folder, source, share, "example"):
             place = uniform(batch.column("id"), f"example\0{source}")
-            chosen = place < share
+            chosen = place < own_share
             if chosen.any():
-                yield features(batch.column("text").filter(pa.array(chosen)), count), place[chosen] / share
+                yield features(batch.column("text").filter(pa.array(chosen)), count), place[chosen] / own_share
 
 
 def train(

@@ -136,14 +136,17 @@ class GopherRepetition:
         """The rules on lines and paragraphs, for which no words are needed."""
         characters = texts.characters
         verdict.drop("empty", characters == 0)
+        starts, ends = newline_runs(texts)
         first, last = stripped(texts)
-        paragraphs = segments(texts, first, last, *newline_runs(texts, first, last, least=2))
+        text = np.searchsorted(texts.offsets, starts, side="right") - 1
+        between = (ends - starts > 1) & (starts > first[text]) & (starts < last[text])
+        paragraphs = segments(texts, first, last, starts[between], ends[between])
         count, size = repeated(texts, paragraphs)
         if self.max_repeated_paragraphs:
             verdict.drop("dup_para_frac", ratio(count, paragraphs.counts) > self.max_repeated_paragraphs)
         if self.max_repeated_paragraph_characters:
             verdict.drop("dup_para_char_frac", ratio(size, characters) > self.max_repeated_paragraph_characters)
-        lines = segments(texts, texts.starts, texts.ends, *newline_runs(texts, texts.starts, texts.ends, least=1))
+        lines = segments(texts, texts.starts, texts.ends, starts, ends)
         count, size = repeated(texts, lines)
         if self.max_repeated_lines:
             verdict.drop("dup_line_frac", ratio(count, lines.counts) > self.max_repeated_lines)
@@ -161,11 +164,10 @@ class GopherRepetition:
         limits = REPEATED_NGRAMS if self.repeated_ngrams is None else self.repeated_ngrams
         if not limits:
             return
-        # What repeats N words repeats the shortest run of them, so few texts are left to walk over.
-        covered = runs.covered_characters(min(limits), verdict.kept)
-        suspect = ratio(covered, characters) > min(limits.values())
         for n, most in limits.items():
-            again = runs.repeated_characters(n, suspect & verdict.kept)
+            # Few texts are left to walk over.
+            suspect = verdict.kept & (ratio(runs.covered_characters(n, verdict.kept), characters) > most)
+            again = runs.repeated_characters(n, suspect)
             verdict.drop(f"duplicated_{n}_n_grams", ratio(again, characters) > most)
 
 
@@ -175,9 +177,13 @@ REPEATED_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 
 def stripped(texts: Texts) -> tuple[np.ndarray, np.ndarray]:
     """Where each text starts and ends without white space around it."""
-    begin = np.searchsorted(texts.solid, texts.starts)
-    end = np.searchsorted(texts.solid, texts.ends)
+    some = texts.ends > texts.starts
+    edges = texts.bytes[np.concatenate([texts.starts[some], texts.ends[some] - 1])]
+    if not ((edges <= 32) | (edges >= 0x80)).any():
+        return texts.starts, texts.ends
+    starts, ends = texts.piece_spans
+    begin, end = np.searchsorted(starts, texts.starts), np.searchsorted(starts, texts.ends)
+    first, last = texts.starts.copy(), texts.starts.copy()
     some = end > begin
-    solid = texts.solid if len(texts.solid) else np.zeros(1, np.int64)
-    first = np.where(some, solid[np.minimum(begin, len(solid) - 1)], texts.starts)
-    return first, np.where(some, solid[np.maximum(end - 1, 0)] + 1, texts.starts)
+    first[some], last[some] = starts[begin[some]], ends[end[some] - 1]
+    return first, last

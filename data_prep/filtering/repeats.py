@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from data_prep.filtering.words import Texts, Words, sums
+from data_prep.filtering.words import Texts, Words, spread, sums
 from data_prep.ngrams import FACTOR, mixed
 
 NEWLINE = 10
@@ -37,25 +37,26 @@ def segments(texts: Texts, first: np.ndarray, last: np.ndarray, starts: np.ndarr
     return Segments(begin, finish, here + 1)
 
 
-def newline_runs(texts: Texts, first: np.ndarray, last: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where runs of at least so many newlines start and end, inside the given range of each text."""
+def newline_runs(texts: Texts) -> tuple[np.ndarray, np.ndarray]:
+    """Where rows of newlines inside each text start and end."""
     newlines = np.flatnonzero(texts.bytes == NEWLINE)
-    text = np.searchsorted(texts.offsets, newlines, side="right") - 1
-    inside = (newlines >= first[text]) & (newlines < last[text])
-    newlines, text = newlines[inside], text[inside]
     opening = np.ones(len(newlines), bool)
-    opening[1:] = (np.diff(newlines) > 1) | (np.diff(text) > 0)
+    opening[1:] = np.diff(newlines) > 1
+    at = np.searchsorted(newlines, texts.starts)
+    at = at[at < len(newlines)]
+    opening[at[np.isin(newlines[at], texts.starts)]] = True
     starts = np.flatnonzero(opening)
     lengths = np.diff(np.append(starts, len(newlines)))
-    chosen = lengths >= least
-    return newlines[starts[chosen]], newlines[starts[chosen]] + lengths[chosen]
+    return newlines[starts], newlines[starts] + lengths
 
 
 def repeated(texts: Texts, found: Segments) -> tuple[np.ndarray, np.ndarray]:
     """How many segments of each text came before in it, and how many characters those have."""
-    again = earlier_in_text(texts, found)
-    characters = texts.characters_before[found.ends] - texts.characters_before[found.starts]
-    return sums(again, found.bounds), sums(np.where(again, characters, 0), found.bounds)
+    again = np.flatnonzero(earlier_in_text(texts, found))
+    text = np.searchsorted(found.bounds, again, side="right") - 1
+    characters = np.zeros(len(found.counts), np.int64)
+    np.add.at(characters, text, texts.characters_of(found.starts[again], found.ends[again]))
+    return np.bincount(text, minlength=len(found.counts)), characters
 
 
 def earlier_in_text(texts: Texts, found: Segments) -> np.ndarray:
@@ -63,59 +64,88 @@ def earlier_in_text(texts: Texts, found: Segments) -> np.ndarray:
     lengths = found.ends - found.starts
     offsets = np.append(0, np.cumsum(lengths))
     # The segments in a row without what separates them, for Arrow to number their contents.
-    covered = np.zeros(len(texts.bytes) + 1, np.int8)
-    np.add.at(covered, found.starts, 1)
-    np.subtract.at(covered, found.ends, 1)
-    content = texts.bytes[np.cumsum(covered[:-1], dtype=np.int8) > 0]
+    covered = np.ones(len(texts.bytes), bool)
+    gaps = np.append(0, found.ends), np.append(found.starts, len(texts.bytes))
+    covered[spread(gaps[0], gaps[1] - gaps[0])] = False
+    content = texts.bytes[covered]
     column = pa.StringArray.from_buffers(len(lengths), pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(content))
-    numbers = column.dictionary_encode().indices.to_numpy().astype(np.int64)
-    text = np.repeat(np.arange(len(found.counts)), found.counts)
+    numbers = column.dictionary_encode().indices.to_numpy()
+    several = np.flatnonzero(np.bincount(numbers)[numbers] > 1)
+    numbers, text = numbers[several], np.searchsorted(found.bounds, several, side="right")
     order = np.lexsort((numbers, text))
     same = (np.diff(numbers[order]) == 0) & (np.diff(text[order]) == 0)
-    again = np.zeros(len(numbers), bool)
-    again[order[1:][same]] = True
+    again = np.zeros(len(lengths), bool)
+    again[several[order[1:][same]]] = True
     return again
 
 
 class Runs:
-    """Runs of N consecutive words, compared inside each text by a 64-bit hash."""
+    """Runs of N consecutive words, compared inside each text by a 64-bit hash.
+
+    To be asked for growing N and for fewer and fewer texts: a run that is there twice has shorter ones that are, so that
+    only places of those are compared again.
+    """
 
     def __init__(self, words: Words):
         self.words = words
         self.text = np.repeat(np.arange(len(words.counts)), words.counts)
-        self.hashes = mixed(words.tokens.astype(np.uint64))
-        # Equal runs of different texts are different.
-        self.seeds = mixed(np.arange(len(words.counts), dtype=np.uint64) + FACTOR)
+        self.hashes = words.vocabulary.hashes[words.tokens]
+        self.start_anew()
 
-    def of(self, n: int, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the runs of N words of the chosen texts start, in order, and their hashes."""
-        last = self.words.bounds[1:] - n
-        starts = np.arange(len(self.text))
-        starts = starts[(starts <= last[self.text]) & chosen[self.text]]
-        total = np.zeros(len(starts), np.uint64)
-        for offset in range(n):
-            total *= FACTOR
-            total += self.hashes[starts + offset]
-        return starts, total + self.seeds[self.text[starts]]
+    def start_anew(self) -> None:
+        """Compare all places again."""
+        self.n = 0
+        # Where runs of N start that are there twice, in order, and their hashes; and the groups of equal ones.
+        self.starts, self.starts_hashes = np.empty(0, np.int64), np.empty(0, np.uint64)
+        self.places, self.begins = self.starts, self.starts
 
-    def groups(self, n: int, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The starts of equal runs beside each other, and where a new group begins among them, for groups of two and more;
-        with them the starts of all runs."""
-        starts, hashes = self.of(n, chosen)
+    def groups(self, n: int, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The starts of equal runs of N words beside each other, of groups of two and more, and where each group begins there."""
+        if n == self.n:
+            return self.places, self.begins
+        if n < self.n:
+            self.start_anew()
+        ends = self.words.bounds[1:]
+        if self.n:
+            starts, hashes = self.starts, self.starts_hashes
+            text = self.text[starts]
+            there = np.flatnonzero((starts + n <= ends[text]) & chosen[text])
+            member = np.zeros(len(self.text), bool)
+            member[starts] = True
+            there = there[member[starts[there] + (n - self.n)]]
+            starts, hashes = starts[there], hashes[there]
+            for offset in range(self.n, n):
+                hashes = hashes * FACTOR + self.hashes[starts + offset]
+        else:
+            # Equal runs of different texts are different.
+            seeds = mixed(np.arange(len(ends), dtype=np.uint64) + FACTOR)
+            hashes = np.repeat(seeds, self.words.counts)
+            for offset in range(n):
+                hashes *= FACTOR
+                hashes[: max(0, len(hashes) - offset)] += self.hashes[offset:]
+            inside = np.repeat(chosen, self.words.counts)
+            for offset in range(1, n):
+                inside[np.maximum(ends - offset, self.words.bounds[:-1])[self.words.counts > 0]] = False
+            starts = np.flatnonzero(inside)
+            hashes = hashes[starts]
         order = np.argsort(hashes)
         ordered = hashes[order]
         same = np.zeros(len(order) + 1, bool)
-        np.equal(ordered[1:], ordered[:-1], out=same[1:-1]) if len(order) else None
+        same[1:-1] = ordered[1:] == ordered[:-1]
         member = same[:-1] | same[1:]
-        begins = np.flatnonzero(~same[:-1][member])
-        return starts[order[member]], begins, starts
+        self.places = starts[order[member]]
+        self.begins = np.flatnonzero(~same[:-1][member])
+        again = np.zeros(len(starts), bool)
+        again[order[member]] = True
+        self.n, self.starts, self.starts_hashes = n, starts[again], hashes[again]
+        return self.places, self.begins
 
     def top_characters(self, n: int, chosen: np.ndarray) -> np.ndarray:
         """Characters of the most frequent run of N words of each text, with single spaces, times how often it is there.
 
         Of several that are equally frequent, the first counts. 0 for a text of fewer words.
         """
-        places, begins, _ = self.groups(n, chosen)
+        places, begins = self.groups(n, chosen)
         bounds = self.words.bounds
         some = chosen & (self.words.counts >= n)
         far = np.int64(2**40)
@@ -132,13 +162,12 @@ class Runs:
 
     def covered_characters(self, n: int, chosen: np.ndarray) -> np.ndarray:
         """Characters of all words in runs of N that came before in their text: no less than `repeated_characters`."""
-        places, begins, _ = self.groups(n, chosen)
+        places, begins = self.groups(n, chosen)
         total = np.zeros(len(self.words.counts), np.int64)
         if not len(places):
             return total
-        first = np.minimum.reduceat(places, begins)
-        later = np.setdiff1d(places, first, assume_unique=True)
-        later.sort()
+        first = np.repeat(np.minimum.reduceat(places, begins), np.diff(np.append(begins, len(places))))
+        later = np.sort(places[places != first])
         # Each run adds what the one before it in the text did not cover.
         starts = later.copy()
         starts[1:] = np.maximum(starts[1:], later[:-1] + n)
@@ -151,16 +180,18 @@ class Runs:
 
         Only runs that are there twice are walked over; 0 for texts that are not chosen.
         """
-        places, begins, _ = self.groups(n, chosen)
+        places, begins = self.groups(n, chosen)
         total = np.zeros(len(self.words.counts), np.int64)
-        opening = np.zeros(len(places), np.int64)
-        opening[begins] = 1
+        group = np.zeros(len(places), np.int64)
+        group[begins] = 1
+        group = np.cumsum(group)
+        wanted = chosen[self.text[places]]
+        places, group = places[wanted], group[wanted]
         order = np.argsort(places)
-        group = np.cumsum(opening)[order].tolist()
         seen: set[int] = set()
         found: list[int] = []
         after = 0
-        for place, run in zip(places[order].tolist(), group, strict=True):
+        for place, run in zip(places[order].tolist(), group[order].tolist(), strict=True):
             if place < after:
                 continue
             if run in seen:

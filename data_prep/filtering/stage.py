@@ -20,6 +20,7 @@ from data_prep.document import (
     link_documents,
     path_name,
     text_lengths,
+    total_of,
 )
 from data_prep.files import InputError, atomic_path
 from data_prep.filtering.c4 import C4
@@ -188,13 +189,19 @@ def filtering(
     `scores` is the file of the trained classifier, where the configuration has one for this source, and `trained` its digest.
     """
     units = [
-        Unit(file.name, partial(filter_file, file.path, source, config, scores), [file.digest, trained], file.bytes)
+        Unit(
+            file.name,
+            partial(filter_file, file.path, source, config, scores, trained),
+            [file.digest, trained],
+            file.bytes,
+        )
         for file in files
     ]
     outputs = yield Phase("filter", 1, [source, config.settings()], units)
 
     def fill(target: Path) -> dict[str, Any]:
-        record = link_documents(outputs, source, target)
+        link_documents([output.folder for output in outputs], source, target)
+        record = total_of((output.record for output in outputs), "dropped")
         if config.keep_dropped:
             for number, output in enumerate(output for output in outputs if DROPPED in output.files):
                 link(output.folder / DROPPED, target / "dropped" / path_name(source, number))
@@ -210,9 +217,11 @@ def filter_source(folder: Path, source: str, config: FilterConfig, scores: Path 
         return fill_folder(filtering(hashed_files(folder, source), source, config, scores, None), target, pool)
 
 
-def filter_file(path: Path, source: str, config: FilterConfig, scores: Path | None, target: Path) -> dict[str, Any]:
+def filter_file(
+    path: Path, source: str, config: FilterConfig, scores: Path | None, trained: str | None, target: Path
+) -> dict[str, Any]:
     """Copy what the filters keep of a file; returns what was kept, and what was dropped by rule and reason."""
-    filters, counts, dropped = prepared(config, scores), Counter(), 0
+    filters, counts, dropped = prepared(config, scores, trained), Counter(), 0
     with DocumentWriter(target, source) as writer, DroppedWriter(target / DROPPED) as aside:
         for batch in document.read_file(path):
             for piece in pieces(batch):
@@ -229,8 +238,8 @@ def filter_file(path: Path, source: str, config: FilterConfig, scores: Path | No
 
 
 @lru_cache(1)
-def prepared(config: FilterConfig, scores: Path | None) -> Filters:
-    """The filters, which know words that they have seen before."""
+def prepared(config: FilterConfig, scores: Path | None, trained: str | None) -> Filters:
+    """The filters, which know words that they have seen before; `trained` tells apart what `scores` may hold at one time and another."""
     classifier = Scores.load(scores, config.classifier.alpha) if config.classifier and scores else None
     return Filters(config, classifier)
 

@@ -2,13 +2,17 @@
 
 import json
 import os
+from collections import Counter
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from data_prep import card as data_card
+from data_prep import statistics
 from data_prep.cli import main
-from data_prep.shards import Manifest
+from data_prep.shards import Manifest, TokenReader
 
 PASSAGE = "the quick brown fox jumps over the lazy dog while seven wizards quietly brew a potion of ink"
 
@@ -79,7 +83,8 @@ def test_the_page_shows_it_and_escapes_what_users_write(crawl):
     assert "web&lt;b&gt;.jsonl" in page
     assert "<b>" not in page
     assert "gopher_short_doc" in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 4
+    assert "Settings of filtered/web" in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
 
 
@@ -87,6 +92,67 @@ def test_a_run_that_changes_nothing_leaves_the_card_alone(crawl, tmp_path):
     before = {name: os.stat(crawl / name).st_mtime_ns for name in ("card.json", "card.html")}
     assert main(["run", "--config", "config.yaml"]) == 0
     assert {name: os.stat(crawl / name).st_mtime_ns for name in before} == before
+
+
+def test_lengths_and_frequencies_are_those_of_the_shards_one_document_after_the_other(crawl):
+    found = json.loads((crawl / "card.json").read_text())["shards"]
+    manifest = Manifest.load(crawl / "tokens")
+    reader = manifest.open("train")
+    documents = [reader.document(k).tolist() for k in range(reader.documents)]
+    sources = [shard.source for shard in manifest.shards("train") for _ in range(shard.documents)]
+    for row in found["lengths"]:
+        own = [len(ids) for ids, source in zip(documents, sources, strict=True) if source == row["source"]]
+        assert {k: n for k, n in enumerate(row["bins"]) if n} == dict(Counter(n.bit_length() - 1 for n in own))
+        assert (row["shortest"], row["longest"]) == (min(own), max(own))
+        nearest = [sorted(own)[round(point / 100 * (len(own) - 1))] for point in statistics.PERCENTILES]
+        assert row["percentiles"] == nearest
+    assert [row["source"] for row in found["lengths"]] == ["books", "web"]
+    counted = Counter(i for ids in documents for i in ids)
+    top = found["frequencies"]["top"]
+    assert [row["times"] for row in top] == [times for _, times in counted.most_common(len(top))]
+    assert all(counted[row["id"]] == row["times"] for row in top)
+    assert found["frequencies"]["read"] == found["frequencies"]["of"] == len(reader)
+    counts = {(row["split"], row["source"]): row["documents"] for row in found["counts"]}
+    assert counts[("train", "web")] == sources.count("web")
+
+
+def test_of_many_tokens_a_sample_is_read_and_the_page_says_so(crawl, monkeypatch):
+    monkeypatch.setattr(data_card, "SAMPLED_TOKENS", 3000)
+    monkeypatch.setattr(statistics, "BLOCK_TOKENS", 100)
+    (crawl / "card.json").unlink()
+    windows = []
+    read = TokenReader.read
+    monkeypatch.setattr(TokenReader, "read", lambda self, start, n: windows.append((start, n)) or read(self, start, n))
+    assert main(["run", "--config", "config.yaml"]) == 0
+    found = json.loads((crawl / "card.json").read_text())["shards"]["frequencies"]
+    assert len(windows) == 30
+    assert found["read"] == sum(n for _, n in windows) == 3000
+    assert max(start for start, _ in windows) > 0.9 * found["of"]
+    assert np.all(np.diff([start for start, _ in windows]) >= 100)
+    assert f"Counted in 3,000 of {found['of']:,} tokens" in (crawl / "card.html").read_text()
+
+
+def test_a_source_is_traced_through_its_stages_to_their_settings(crawl):
+    card = json.loads((crawl / "card.json").read_text())
+    trails = {source["name"]: source["stages"] for source in card["sources"]}
+    assert trails["books"] == ["documents/books", "unique", "decontaminated", "split", "tokens"]
+    assert trails["web"] == ["documents/web", "filtered/web", *trails["books"][1:]]
+    for name in {*trails["books"], *trails["web"]}:
+        marker = json.loads((crawl / name / "stage.json").read_text())
+        assert card["stages"][name] == {key: marker[key] for key in ("fingerprint", "output", "settings")}
+    assert card["stages"]["decontaminated"]["settings"]["files"] == ["tests.txt"]
+
+
+def test_the_card_has_the_same_bytes_in_another_folder_and_by_two_workers(crawl, tmp_path):
+    assert main(["run", "--config", "config.yaml", "--output", str(tmp_path / "else/where"), "--workers", "2"]) == 0
+    for name in ("card.json", "card.html"):
+        assert (tmp_path / "else/where" / name).read_bytes() == (crawl / name).read_bytes()
+
+
+def test_a_second_run_reads_no_shard_for_the_card(crawl, monkeypatch):
+    for name in ("document_lengths", "token_counts"):
+        monkeypatch.setattr(data_card, name, None)
+    assert main(["run", "--config", "config.yaml"]) == 0
 
 
 def test_a_stage_before_the_shards_writes_no_card(config_for, corpus, prepare, tmp_path):

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from data_prep import dedup, disk_arrays, document, minhash
+from data_prep import dedup, dedup_pairs, disk_arrays, document, minhash
 from data_prep.dedup import DedupConfig, deduplicate
 from data_prep.document import DocumentWriter
 from data_prep.minhash import MinhashConfig, band_keys, signatures
@@ -64,32 +65,31 @@ def edits(originals) -> tuple[list[str], np.ndarray]:
 
 
 @pytest.fixture
-def clusters_of(tmp_path, monkeypatch):
-    """The cluster of each text, named by its first text, as the stage has them; with what it returns and keeps."""
+def clusters_of(tmp_path: Path):
+    """The cluster of each text, named by its first text, as the stage has them; with what it returns."""
 
-    def call(texts: list[str], config: MinhashConfig, sources: int = 1, **settings):
+    def call(texts: list[str], config: MinhashConfig, sources: int = 1):
         folder, target = tmp_path / "documents", tmp_path / "unique"
-        for path in (folder, target):
-            shutil.rmtree(path, ignore_errors=True)
-            path.mkdir()
+        for each in (folder, target):
+            shutil.rmtree(each, ignore_errors=True)
+            each.mkdir()
         bounds = np.linspace(0, len(texts), sources + 1).astype(int)
         for name, (begin, end) in zip("abcdefgh", pairwise(bounds), strict=False):
             with DocumentWriter(folder, name) as writer:
                 ids = pa.array([str(k) for k in range(begin, end)])
                 writer.add(pa.record_batch({"id": ids, "text": pa.array(texts[begin:end])}))
-        found = {}
-
-        class Recorded(dedup.Run):
-            def write(self, target: Path):
-                found["roots"] = self.clusters.roots(np.arange(self.count))
-                return super().write(target)
-
-        monkeypatch.setattr(dedup, "Run", Recorded)
         names = [*"abcdefgh"[:sources]]
-        record = deduplicate(dict.fromkeys(names, folder), DedupConfig(fuzzy=True, minhash=config, **settings), target)
+        settings = DedupConfig(fuzzy=True, minhash=config, keep_dropped=True)
+        record = deduplicate(dict.fromkeys(names, folder), settings, target)
+        roots = np.full(len(texts), -1)
         kept = [int(id) for name in names for batch in document.read(target, name) for id in batch["id"].to_pylist()]
-        assert kept == np.flatnonzero(found["roots"] == np.arange(len(texts))).tolist()
-        return found["roots"], record
+        roots[kept] = kept
+        for path in (target / "dropped").glob("*.parquet"):
+            dropped = pq.read_table(path)
+            roots[np.array(dropped["id"].to_pylist(), int)] = np.array(dropped["duplicate_of"].to_pylist(), int)
+        assert roots.min() >= 0
+        assert kept == np.flatnonzero(roots == np.arange(len(texts))).tolist()
+        return roots, record
 
     return call
 
@@ -157,7 +157,9 @@ def test_clusters_are_those_of_the_candidates_by_brute_force(edits, clusters_of,
     monkeypatch.setattr(disk_arrays, "BUFFER_BYTES", 2**13)
     monkeypatch.setattr(disk_arrays, "MAX_PARTS", 7)
     monkeypatch.setattr(minhash, "COMPARED_AT_ONCE", 5000)
-    monkeypatch.setattr(dedup, "PAIRS_AT_ONCE", 100)
+    monkeypatch.setattr(dedup, "COMPARED_BYTES", 2**12)
+    monkeypatch.setattr(dedup_pairs, "PAIRS_AT_ONCE", 100)
+    monkeypatch.setattr(dedup_pairs, "SETS_AT_ONCE", 3000)
     config = MinhashConfig(verify=verify, threshold=None)
     keys = band_keys(pa.record_batch({"text": texts}), config).keys
     shared = (keys[:, None] == keys[None]).any(axis=2)

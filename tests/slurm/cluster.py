@@ -114,10 +114,14 @@ def namespaces() -> list[str] | None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports below those that Linux gives to clients (32768 on) and above those that Lightning makes of a job id (15000-24999)."""
+    """Ports below those that Linux gives to clients (32768 on) and above those that Lightning makes of a job id (15000-24999).
+
+    Each of the first seven test workers has a thousand of its own, so that two clusters that start at once take none twice.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 7
     ports: list[int] = []
     while len(ports) < count:
-        port = random.randrange(25000, 32700)
+        port = random.randrange(25000 + 1000 * worker, 26000 + 1000 * worker)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
