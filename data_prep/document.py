@@ -5,8 +5,8 @@ Files are read and written a bounded batch at a time, so the memory in use does 
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.files import atomic_path, fingerprint, sha256_file
+from data_prep.overlap import ahead
 from data_prep.units import link, total
 
 SIDES = ("text", "target")
@@ -81,7 +82,9 @@ class DocumentWriter:
             path = self.folder / path_name(self.source, self._files)
             temporary = self._open.enter_context(atomic_path(path))
             schema = self._pending[0].schema
-            self._writer = self._open.enter_context(pq.ParquetWriter(temporary, schema, compression="zstd"))
+            # Texts and ids are all different: a dictionary of them would be made for nothing.
+            options: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["source"]}
+            self._writer = self._open.enter_context(pq.ParquetWriter(temporary, schema, **options))
         self._writer.write_table(pa.Table.from_batches(self._pending), row_group_size=self._pending_documents)
         self._file_bytes += self._pending_bytes
         self._pending, self._pending_documents, self._pending_bytes = [], 0, 0
@@ -202,19 +205,33 @@ READING = Reading()
 
 def read(folder: Path, source: str) -> Iterator[pa.RecordBatch]:
     """The documents of one source, a row group at a time."""
-    for path in files(folder, source):
-        yield from read_file(path)
+    return read_files(files(folder, source))
 
 
 def read_file(path: Path) -> Iterator[pa.RecordBatch]:
     """The documents of one file, a row group at a time."""
-    first = 0
-    with pq.ParquetFile(path) as parquet:
-        for group in range(parquet.num_row_groups):
-            for batch in parquet.read_row_group(group).combine_chunks().to_batches():
+    return read_files([path])
+
+
+def read_files(paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    """The documents of some files, a row group at a time; the next one is read meanwhile."""
+    with closing(ahead(tables_of(paths))) as tables:
+        for path, first, table in tables:
+            for batch in table.combine_chunks().to_batches():
                 READING.place = f"{path}, documents {first} to {first + batch.num_rows - 1}"
                 yield batch
                 first += batch.num_rows
+
+
+def tables_of(paths: Sequence[Path]) -> Iterator[tuple[Path, int, pa.Table]]:
+    """Row groups of files, with the file and the number in it of their first document."""
+    for path in paths:
+        first = 0
+        with pq.ParquetFile(path) as parquet:
+            for group in range(parquet.num_row_groups):
+                table = parquet.read_row_group(group)
+                yield path, first, table
+                first += table.num_rows
 
 
 def some(folder: Path, source: str, share: float, seed: str) -> Iterator[tuple[pa.RecordBatch, float]]:

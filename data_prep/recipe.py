@@ -338,7 +338,7 @@ def mapped_phases(config: DataConfig) -> dict[str, list[list[str]]]:
         "decontaminate": [["hits"], ["cut"]] if config.decontaminate.wanted else [],
         "split": [["split"]],
         "tokenizer": [],
-        "tokenize": [["encode", "shards"]],
+        "tokenize": [["encode"]],
         "mix": [],
     }
 

@@ -51,6 +51,11 @@ class Shard:
     """Checksums of the two files, under "bin" and "idx"."""
 
 
+def shard_file(split: str, source: str, number: int) -> str:
+    """What the files of a shard are called, below the manifest and without suffix."""
+    return f"{split}/{source}-{number:05d}"
+
+
 class ShardWriter:
     """Writes the documents of one source and split to consecutive shards of at most `shard_tokens` tokens.
 
@@ -108,7 +113,7 @@ class ShardWriter:
         if self._stream is None:
             temporary = self._open.enter_context(atomic_path(self._path().with_suffix(".bin")))
             self._stream = self._open.enter_context(open(temporary, "wb"))
-        content = tokens.astype(self.dtype).tobytes()
+        content = np.ascontiguousarray(tokens, self.dtype).data
         self._stream.write(content)
         self._hash.update(content)
         self._lengths.append(lengths.astype(np.int32))  # (documents, sequences_per_document)
@@ -116,7 +121,7 @@ class ShardWriter:
         self._text_bytes += text_bytes
 
     def _path(self) -> Path:
-        return self.folder / self.split / f"{self.source}-{len(self.shards):05d}"
+        return self.folder / shard_file(self.split, self.source, len(self.shards))
 
     def _finish_shard(self) -> None:
         if self._stream is None:
@@ -127,7 +132,7 @@ class ShardWriter:
         index = index_bytes(lengths, self.dtype)
         write_bytes(path.with_suffix(".idx"), index)
         sha256 = {"bin": self._hash.hexdigest(), "idx": hashlib.sha256(index).hexdigest()}
-        file = f"{self.split}/{path.name}"
+        file = shard_file(self.split, self.source, len(self.shards))
         self.shards.append(Shard(file, self.source, len(lengths), self._tokens, self._text_bytes, sha256))
         self._start_shard()
 

@@ -1,8 +1,9 @@
 """The two last stages: train a tokenizer on the train split, and turn documents or pairs of all splits into shards."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,17 +13,18 @@ import numpy as np
 from data_prep import document
 from data_prep.document import DocumentFile
 from data_prep.fertility import fertility
-from data_prep.files import InputError
-from data_prep.shards import SPLITS, Manifest, Shard, ShardWriter, dtype_for
+from data_prep.files import InputError, sha256_file
+from data_prep.overlap import Behind
+from data_prep.shards import SPLITS, Manifest, Shard, ShardWriter, dtype_for, shard_file
 from data_prep.tokenizer import END_OF_TEXT, Encoder, Tokenizer
-from data_prep.tokenizer_files import read_tokenizer, with_end_of_text
+from data_prep.tokenizer_files import FILE, read_tokenizer, with_end_of_text
 from data_prep.units import DIGESTS, Phase, Steps, Unit, link
 
 SAMPLE_DOCUMENTS = 64
-SAMPLE_CHARACTERS = 20_000
+SAMPLE_CHARACTERS = 4_000
 # The engine has threads of its own, which keep the cores of a small machine busy.
 ENCODE_BYTES = 2**30
-IDS, LENGTHS, SIZES = "ids.bin", "lengths.npy", "sizes.npy"
+GROUP_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -113,39 +115,40 @@ def tokenizing(
 
     `files` are those of each split and source, `sources` the entries of the manifest; `pairs` says that documents have a target.
     """
-    tokenizer = Tokenizer.load(tokenizer_folder)
-    dtype, sequences = dtype_for(tokenizer.vocab_size), 2 if pairs else 1
+    content = sha256_file(tokenizer_folder / FILE)
+    tokenizer = loaded(tokenizer_folder, content)
     names = [source["name"] for source in sources]
     sample = next((files["train"][name][0].path for name in names if files["train"][name]), None)
-    engine = partial(prepared_encoder, tokenizer_folder, tokenizer.fingerprint, sample)
+    engine = partial(prepared_encoder, tokenizer_folder, content, sample)
+    dtype, sequences = dtype_for(tokenizer.vocab_size), 2 if pairs else 1
     units: list[Unit] = []
     owners: list[tuple[str, str]] = []
     for split in SPLITS:
         for name in names:
-            for file in files[split][name]:
-                call = partial(encode_file, file.path, engine, dtype, sequences)
-                units.append(Unit(file.name, call, file.digest, file.bytes, hashed=False))
+            for group in in_groups(files[split][name]):
+                paths = [file.path for file in group]
+                call = partial(encode_files, paths, split, name, engine, dtype, sequences, shard_tokens)
+                inputs = [split, name, [file.digest for file in group]]
+                label = " to ".join(file.name for file in (group[0], group[-1])[: len(group)])
+                units.append(Unit(label, call, inputs, sum(file.bytes for file in group)))
                 owners.append((split, name))
-    encoded = yield Phase("encode", 1, [tokenizer.fingerprint, dtype, sequences], units, ENCODE_BYTES, scratch=True)
-    parts = {
-        owner: [o for o, of in zip(encoded, owners, strict=True) if of == owner] for owner in dict.fromkeys(owners)
-    }
-    units = []
-    for (split, name), own in parts.items():
-        call = partial(write_shards, [output.folder for output in own], split, name, dtype, shard_tokens, sequences)
-        inputs = [split, name, [output.key for output in own]]
-        units.append(Unit(f"{split} of {name}", call, inputs, sum(output.files[IDS][0] for output in own)))
-    written = yield Phase("shards", 1, [dtype, sequences, shard_tokens], units, ENCODE_BYTES)
+    settings = [tokenizer.fingerprint, dtype, sequences, shard_tokens]
+    outputs = yield Phase("encode", 1, settings, units, ENCODE_BYTES)
 
     def fill(target: Path) -> dict[str, Any]:
-        for notice in dict.fromkeys(output.record["notice"] for output in encoded):
+        for notice in dict.fromkeys(output.record["notice"] for output in outputs):
             if notice:
                 print(notice)
-        splits: dict[str, tuple[Shard, ...]] = {}
-        for (split, _), output in zip(parts, written, strict=True):
-            for file in output.files:
-                link(output.folder / file, target / file)
-            splits[split] = (*splits.get(split, ()), *(Shard(**shard) for shard in output.record["shards"]))
+        splits: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+        numbers = Counter[tuple[str, str]]()
+        for (split, name), output in zip(owners, outputs, strict=True):
+            for entry in output.record["shards"]:
+                shard = Shard(**entry)
+                place = shard_file(split, name, numbers[split, name])
+                numbers[split, name] += 1
+                for suffix in shard.sha256:
+                    link(output.folder / f"{shard.file}.{suffix}", target / f"{place}.{suffix}")
+                splits[split].append(replace(shard, file=place))
         tokenizer.save(target)
         manifest = Manifest(
             target,
@@ -154,7 +157,7 @@ def tokenizing(
             tokenizer.end_of_text,
             tokenizer.fingerprint,
             sources,
-            {split: splits.get(split, ()) for split in SPLITS},
+            {split: tuple(shards) for split, shards in splits.items()},
             sequences,
         )
         manifest.save()
@@ -165,44 +168,57 @@ def tokenizing(
     return fill
 
 
-def encode_file(path: Path, engine: Callable[[], Encoder], dtype: str, sequences: int, target: Path) -> dict[str, Any]:
-    """Write the ids of a file's documents one after another, the ids of each sequence, and the bytes of each document."""
+def in_groups(files: Sequence[DocumentFile]) -> Iterator[list[DocumentFile]]:
+    """Consecutive files of about GROUP_BYTES of text: a shard ends with them, and may not be small for that."""
+    group: list[DocumentFile] = []
+    size = 0
+    for file in files:
+        if group and size + file.bytes > GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += file.bytes
+    if group:
+        yield group
+
+
+def encode_files(
+    paths: Sequence[Path],
+    split: str,
+    source: str,
+    engine: Callable[[], Encoder],
+    dtype: str,
+    sequences: int,
+    shard_tokens: int,
+    target: Path,
+) -> dict[str, Any]:
+    """Write the documents of some files of one split and source as shards, which are numbered from 0."""
     encoder = engine()
     end_of_text = encoder.tokenizer.end_of_text
-    lengths: list[np.ndarray] = []
-    sizes: list[np.ndarray] = []
-    with open(target / IDS, "wb") as stream:
-        for batch in document.read_file(path):
+    with ShardWriter(target, split, source, dtype, shard_tokens, sequences) as writer, Behind() as behind:
+        for batch in document.read_files(paths):
             texts = document.texts_in_turn(batch)
-            ids, counts = encoder.encode(texts)
-            np.insert(ids, np.cumsum(counts), end_of_text).astype(dtype).tofile(stream)
-            lengths.append((counts + 1).astype(np.int32))
-            sizes.append(document.text_lengths(texts).reshape(-1, sequences).sum(axis=1))
-    np.save(target / LENGTHS, np.concatenate([np.empty(0, np.int32), *lengths]))
-    np.save(target / SIZES, np.concatenate([np.empty(0, np.int64), *sizes]))
-    return {"notice": encoder.notice}
+            ids, lengths = encoder.encode(texts)
+            ids = np.insert(ids.astype(dtype), np.cumsum(lengths), end_of_text)
+            sizes = document.text_lengths(texts).reshape(-1, sequences).sum(axis=1)
+            behind.do(writer.add, ids, lengths + 1, sizes)
+    digests = {f"{shard.file}.{suffix}": each for shard in writer.shards for suffix, each in shard.sha256.items()}
+    return {"notice": encoder.notice, "shards": [asdict(shard) for shard in writer.shards], DIGESTS: digests}
 
 
 @lru_cache(1)
-def prepared_encoder(tokenizer_folder: Path, fingerprint: str, sample: Path | None) -> Encoder:
-    """The encoder of the tokenizer that has this fingerprint, tried on the first documents of a file."""
+def loaded(folder: Path, content: str) -> Tokenizer:
+    """The tokenizer of a folder whose file has this digest."""
+    return Tokenizer.load(folder)
+
+
+@lru_cache(1)
+def prepared_encoder(tokenizer_folder: Path, content: str, sample: Path | None) -> Encoder:
+    """The encoder of the tokenizer whose file has this digest, tried on the first documents of a file."""
     texts: list[str] = []
     for batch in document.read_file(sample) if sample else ():
         texts = [
             text[:SAMPLE_CHARACTERS] for text in document.texts_in_turn(batch.slice(0, SAMPLE_DOCUMENTS)).to_pylist()
         ]
         break
-    return Encoder(Tokenizer.load(tokenizer_folder), texts[:SAMPLE_DOCUMENTS])
-
-
-def write_shards(
-    folders: Sequence[Path], split: str, source: str, dtype: str, shard_tokens: int, sequences: int, target: Path
-) -> dict[str, Any]:
-    """Write what `encode_file` wrote into these folders, in turn, as shards of one split and source."""
-    with ShardWriter(target, split, source, dtype, shard_tokens, sequences) as writer:
-        for folder in folders:
-            lengths, sizes = np.load(folder / LENGTHS), np.load(folder / SIZES)
-            if len(lengths):
-                writer.add(np.memmap(folder / IDS, dtype, "r"), lengths, sizes)
-    digests = {f"{shard.file}.{suffix}": each for shard in writer.shards for suffix, each in shard.sha256.items()}
-    return {"shards": [asdict(shard) for shard in writer.shards], DIGESTS: digests}
+    return Encoder(loaded(tokenizer_folder, content), texts[:SAMPLE_DOCUMENTS])

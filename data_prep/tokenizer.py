@@ -8,6 +8,7 @@ document is encoded as plain text.
 import json
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,6 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.content = content
-        self.fingerprint = fingerprint(json.loads(content))
         end_of_text = self._tokenizer.token_to_id(END_OF_TEXT)
         if end_of_text is None:
             raise InputError(
@@ -58,6 +58,11 @@ class Tokenizer:
             )
         self.end_of_text: int = end_of_text
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the ids and their meaning, however the file is laid out."""
+        return fingerprint(json.loads(self.content))
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":

@@ -129,6 +129,8 @@ class Workers:
                         waiting.appendleft(job)
                 ready = wait([sign for worker in busy for sign in (worker.pipe, worker.process.sentinel)])
                 for worker in [worker for worker in busy if {worker.pipe, worker.process.sentinel} & set(ready)]:
+                    if worker.started():
+                        continue
                     job = busy.pop(worker)
                     alive, problem, peak = worker.receive()
                     self.peak = max(self.peak, peak)
@@ -184,7 +186,22 @@ class Worker:
         self.pipe, there = context.Pipe()
         self.process: BaseProcess = context.Process(target=serve, args=(there, os.getpid(), threads), daemon=False)
         self.process.start()
+        self.ready = False
         there.close()
+
+    def started(self) -> bool:
+        """Whether what it has to say is that it is there. Raises InputError where it ended before."""
+        if self.ready:
+            return False
+        try:
+            self.ready = bool(self.pipe.recv())
+        except (EOFError, OSError):
+            self.process.join()
+            raise InputError(
+                f"A process could not be started: it ended with status {self.process.exitcode} before it did anything. What it said "
+                "stands above; `workers: 1` does without processes."
+            ) from None
+        return True
 
     def send(self, job: Job) -> bool:
         try:
@@ -225,6 +242,7 @@ def serve(pipe: Connection, parent: int, threads: int) -> None:
         os.environ.setdefault(
             name, str(threads)
         )  # Read when such a library is imported, which is when a unit asks for it.
+    pipe.send(True)
     pa.set_cpu_count(threads)
     with suppress(OSError):
         pa.set_io_thread_count(1)

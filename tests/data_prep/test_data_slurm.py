@@ -147,9 +147,7 @@ def test_jobs_are_planned_from_the_first_phase_that_is_not_whole(several):
         return [job.name for job in plan(several, last, [Front(verb, "any", phase, 3, mapped=mapped)])]
 
     assert names("collect", "documents", "collect") == ["collect", "finish"]
-    assert names("split", "", "tokenize", mapped=False) == [
-        "split-join", "tokenize-encode", "tokenize-shards", "finish",
-    ]  # fmt: skip
+    assert names("split", "", "tokenize", mapped=False) == ["split-join", "tokenize", "finish"]
     assert names("decontaminate", "cut", "split") == ["decontaminate-cut", "decontaminate-join", "split", "finish"]
     assert names("tokenizer", "", "tokenizer", mapped=False) == ["finish"]
     jobs = plan(several, "mix", [Front("collect", "any", "documents", 3, mapped=True)])
