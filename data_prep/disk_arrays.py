@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 PART_BYTES = 32 * 2**20
+FEW_PARTS, LEAST_PART_BYTES = 8, 2**21
 """How large a part of rows is meant to be, and half of what is read at once of one that is larger."""
 BUFFER_BYTES = 32 * 2**20
 MAX_PARTS = 4096
@@ -140,8 +141,8 @@ class Rows:
 
 
 def parts_of(size: int, part_bytes: int) -> int:
-    """In how many parts so many bytes are looked at."""
-    return min(MAX_PARTS, max(1, -(-size // part_bytes)))
+    """In how many parts so many bytes are looked at; in a few also where they would be one part, for more than one process."""
+    return min(MAX_PARTS, max(1, -(-size // part_bytes), min(FEW_PARTS, size // LEAST_PART_BYTES)))
 
 
 class ListWriter:

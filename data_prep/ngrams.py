@@ -99,10 +99,16 @@ def kind_of(character: str) -> int:
     return PUNCTUATION if marks else LETTER
 
 
+IDEOGRAPHS = 0x20000
+"""From here on Unicode has ideographs, tags and private characters: no white space and no punctuation. Asking for each takes a second."""
+
+
 @lru_cache(maxsize=1)
 def kinds_of_characters() -> np.ndarray:
     """`kind_of` for every code point, uint8."""
-    return np.fromiter((kind_of(chr(code)) for code in range(sys.maxunicode + 1)), np.uint8, sys.maxunicode + 1)
+    kinds = np.full(sys.maxunicode + 1, LETTER, np.uint8)
+    kinds[:IDEOGRAPHS] = np.fromiter((kind_of(chr(code)) for code in range(IDEOGRAPHS)), np.uint8, IDEOGRAPHS)
+    return kinds
 
 
 @lru_cache(maxsize=1)

@@ -12,13 +12,13 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from data_prep.files import InputError, read_json, write_json
 from data_prep.process_memory import peak_resident_bytes
-from data_prep.recipe import DataConfig, run
+
+if TYPE_CHECKING:
+    from data_prep.recipe import DataConfig
 
 WANTED, RESULT = "wanted.pickle", "result.json"
 IMPORTED_LATE = ("gigatoken", "awkward", "pandas")
@@ -46,7 +46,7 @@ class Outcome:
     stages: dict[str, Done]
 
 
-def run_apart(config: DataConfig, last: str, folder: Path) -> Outcome:
+def run_apart(config: "DataConfig", last: str, folder: Path) -> Outcome:
     """Bring a configuration up to date to its verb `last`. Raises InputError with the reason where that fails."""
     (folder / WANTED).write_bytes(pickle.dumps((config, last)))
     root = str(Path(__file__).resolve().parents[2])
@@ -64,6 +64,11 @@ def run_apart(config: DataConfig, last: str, folder: Path) -> Outcome:
 
 
 def main(folder: Path) -> int:
+    # Not above: workers import this file too, as they do that of a command line, which is as light.
+    from rich.console import Console
+
+    from data_prep.recipe import run
+
     config, last = pickle.loads((folder / WANTED).read_bytes())
     # Imports are part of the start wherever they stand, as they are for the sides beside it.
     for name in IMPORTED_LATE:
