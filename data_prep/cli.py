@@ -57,8 +57,9 @@ def prepare(verb: str, arguments: list[str]) -> int:
     """Bring the stages of a configuration up to date."""
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+    from data_prep.configuration import DataConfig
     from data_prep.files import InputError
-    from data_prep.recipe import DataConfig, run
+    from data_prep.run import run
     from data_prep.sources import Source
 
     set_parsing_settings(subclasses_enabled=[Source], docstring_parse_attribute_docstrings=True)

@@ -1,197 +1,26 @@
-"""A corpus from its configuration: which stages there are, in which order, and what each depends on."""
+"""Which stages make a corpus of a configuration, in which order, and what each depends on."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from rich.console import Console
-
-from data_prep import (
-    card,
-    document,
-    pair_sources,  # noqa: F401 - it and those below have sources that configurations name
-    python_sources,  # noqa: F401
-    table_sources,  # noqa: F401
-    web_sources,  # noqa: F401
-)
+from data_prep import document
 from data_prep.collect import collecting
+from data_prep.configuration import DataConfig
 from data_prep.cutting import whole_id
-from data_prep.decontaminate import DecontaminateConfig, decontaminating
-from data_prep.decontaminate import report as print_contamination
-from data_prep.dedup import DedupConfig, deduplicating
-from data_prep.dedup import report as print_threshold
+from data_prep.decontaminate import decontaminating
+from data_prep.dedup import deduplicating
 from data_prep.document import DocumentFile
-from data_prep.fertility import report as print_fertility
-from data_prep.files import InputError
 from data_prep.filtering.classifier import Classifier, train
-from data_prep.filtering.stage import FilterConfig, filtering, require_some
-from data_prep.mix import MixConfig, mix
-from data_prep.mix import report as print_mixture
+from data_prep.filtering.stage import filtering, require_some
+from data_prep.mix import mix
 from data_prep.shards import SPLITS, Manifest
-from data_prep.slurm.settings import SlurmConfig
 from data_prep.sources import Source
-from data_prep.split import SplitConfig, dividing
-from data_prep.stages import Finished, Stage, exclusive, perform
-from data_prep.tokenization import TokenizerConfig, make_tokenizer, tokenizing
+from data_prep.split import dividing
+from data_prep.stages import Finished, Stage
+from data_prep.tokenization import make_tokenizer, tokenizing
 from data_prep.units import at_once
-from data_prep.workers import UnitsFailed
-from data_prep.workers import workers as running
-
-
-@dataclass(frozen=True)
-class ShardConfig:
-    """How tokens are laid out on disk."""
-
-    tokens: int = 100_000_000
-    """A shard is closed before it would hold more tokens than this."""
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise InputError(f"shards.tokens is {self.tokens}: a shard holds at least one token.")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Everything that makes a corpus what it is."""
-
-    output: str
-    """Folder for all stages; the shards go to its folder `tokens`."""
-    sources: dict[str, Source]
-    """Name and settings of each source. Of equal documents, that of the earlier source is kept."""
-    filter: FilterConfig = field(default_factory=FilterConfig)
-    dedup: DedupConfig = field(default_factory=DedupConfig)
-    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
-    split: SplitConfig = field(default_factory=SplitConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    shards: ShardConfig = field(default_factory=ShardConfig)
-    mix: MixConfig = field(default_factory=MixConfig)
-    workers: int = 0
-    """Processes that do the work; 0 for one a core. The result does not depend on it."""
-    executor: Literal["local", "slurm"] = "local"
-    """Do the work on this machine, or submit each stage as an array of jobs to a Slurm cluster and return. Both make the same
-    bytes and go on from what the other has finished."""
-    slurm: SlurmConfig = field(default_factory=SlurmConfig)
-
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise InputError("`sources` is empty: name at least one source.")
-        for name in self.sources:
-            if not name.replace("_", "").replace("-", "").isalnum():
-                raise InputError(f"Source name {name!r} cannot name files: use letters, digits, - and _.")
-        pairs = [name for name, source in self.sources.items() if source.pairs]
-        plain = [name for name in self.sources if name not in pairs]
-        if pairs and plain:
-            raise InputError(
-                f"Source {pairs[0]!r} gives pairs and source {plain[0]!r} gives plain text: "
-                "a corpus is of one kind, so make two of them."
-            )
-        for name in self.mix.given:
-            if name not in self.sources:
-                raise InputError(f"mix names the source {name!r}: the sources are {', '.join(self.sources)}.")
-        reference = self.filter.classifier.reference if self.filter.classifier else ()
-        for option, names in (("sources", self.filter.sources or ()), ("classifier.reference", reference)):
-            for name in names:
-                if name not in self.sources:
-                    raise InputError(f"filter.{option} names {name!r}: the sources are {', '.join(self.sources)}.")
-        for name in pairs:
-            if self.filter.of(name):
-                raise InputError(f"Source {name!r} gives pairs: `filter` is for plain text, so leave it out.")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a run has brought up to date."""
-
-    stages: dict[str, Finished]
-    peak_bytes: int
-    """The most memory that one of its processes has held, where they did any work."""
-
-
-def run(config: DataConfig, last: str, console: Console) -> Prepared:
-    """Bring all stages up to and including those of the verb `last` up to date.
-
-    Raises:
-        UnitsFailed: units of a verb could not be done; all others of this verb are.
-    """
-    output = Path(config.output)
-    failed: list[tuple[str, UnitsFailed]] = []
-    with exclusive(output), running(config.workers) as workers:
-
-        def bring(verb: str, number: int, stage: Stage) -> Finished | None:
-            try:
-                return perform(stage, output, workers, console)
-            except UnitsFailed as error:
-                failed.append((verb, error))
-                return None
-
-        done = reach(config, last, bring)
-        if failed:
-            raise together(failed)
-        report(last, done, console)
-        if "tokens" in done:
-            card.write(output, [described(name, source) for name, source in config.sources.items()], done)
-        return Prepared(done, workers.peak)
-
-
-def together(failed: list[tuple[str, UnitsFailed]]) -> UnitsFailed:
-    """What failed in several stages of a verb as one error."""
-    [verb, first] = failed[0]
-    return first if len(failed) == 1 else UnitsFailed(verb, [each for _, error in failed for each in error.failures])
-
-
-class NotReached(KeyError):
-    """A stage was asked for another one that is not finished."""
-
-
-class Reached(dict[str, Finished]):
-    """Finished stages by name."""
-
-    def __missing__(self, name: str) -> Finished:
-        raise NotReached(name)
-
-
-def reach(config: DataConfig, last: str, bring: Callable[[str, int, Stage], Finished | None]) -> dict[str, Finished]:
-    """Go through the stages up to the verb `last`, and through all of a verb before the next; returns those that are finished.
-
-    Args:
-        bring: Given a verb, the number of one of its stages and the stage, brings it up to date; None where it cannot.
-            Then the verbs after this one are left.
-    """
-    done = Reached()
-    for verb, stages in STAGES.items():
-        whole = True
-        try:
-            for number, stage in enumerate(stages(config, done)):
-                finished = bring(verb, number, stage)
-                if finished is None:
-                    whole = False
-                else:
-                    done[stage.name] = finished
-        except NotReached:
-            # Of the stages of a verb, some may need another that could not be finished.
-            if whole:
-                raise
-        if not whole or verb == last:
-            break
-    return done
-
-
-def report(verb: str, done: dict[str, Finished], console: Console) -> None:
-    """What the verb that was asked for says beyond its stage's line."""
-    if verb == "tokenizer":
-        print_fertility(done["tokenizer"].record, console)
-    if verb == "dedup":
-        print_threshold(done["unique"].record, console)
-    if verb == "mix" and "mixture" in done:
-        print_mixture(done["mixture"].record, console)
-    if verb == "decontaminate" and "decontaminated" in done:
-        print_contamination(done["decontaminated"].record, console)
-    elif verb == "decontaminate":
-        console.print(
-            "decontaminate: nothing to do, the configuration names no test set (decontaminate.files or .tasks)"
-        )
 
 
 def collect_stages(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:

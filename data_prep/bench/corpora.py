@@ -10,11 +10,12 @@ from rich.console import Console
 
 from data_prep import document
 from data_prep.bench.options import BenchOptions
+from data_prep.configuration import DataConfig
 from data_prep.document import text_buffer
 from data_prep.files import InputError
 from data_prep.python_sources import PythonDocs
 from data_prep.reading import open_bytes
-from data_prep.recipe import DataConfig, run
+from data_prep.run import run
 
 MOST_BYTES = 2**28
 """A corpus is held in memory: of a larger file the first documents are taken."""

@@ -16,9 +16,10 @@ from data_prep.bench.options import BenchOptions
 from data_prep.bench.process import run_apart
 from data_prep.bench.repeats import Repeats
 from data_prep.bench.rounds import Row, fastest, timed
+from data_prep.configuration import DataConfig
 from data_prep.document import DocumentWriter
 from data_prep.files import InputError
-from data_prep.recipe import DataConfig, run
+from data_prep.run import run
 from data_prep.sources import Parquet
 from data_prep.split import SplitConfig
 from data_prep.tokenization import TokenizerConfig

@@ -18,7 +18,7 @@ from data_prep.files import InputError, read_json, write_json
 from data_prep.process_memory import peak_resident_bytes
 
 if TYPE_CHECKING:
-    from data_prep.recipe import DataConfig
+    from data_prep.configuration import DataConfig
 
 WANTED, RESULT = "wanted.pickle", "result.json"
 IMPORTED_LATE = ("gigatoken", "awkward", "pandas")
@@ -67,7 +67,7 @@ def main(folder: Path) -> int:
     # Not above: workers import this file too, as they do that of a command line, which is as light.
     from rich.console import Console
 
-    from data_prep.recipe import run
+    from data_prep.run import run
 
     config, last = pickle.loads((folder / WANTED).read_bytes())
     # Imports are part of the start wherever they stand, as they are for the sides beside it.

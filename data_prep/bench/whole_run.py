@@ -13,11 +13,11 @@ from data_prep.bench.encoding import trained
 from data_prep.bench.options import BenchOptions
 from data_prep.bench.process import Done, run_apart
 from data_prep.bench.repeats import Repeats
+from data_prep.configuration import DataConfig
 from data_prep.decontaminate import DecontaminateConfig
 from data_prep.dedup import DedupConfig
 from data_prep.filtering.gopher import GopherQuality, GopherRepetition
 from data_prep.filtering.stage import FilterConfig
-from data_prep.recipe import DataConfig
 from data_prep.sources import Jsonl
 from data_prep.split import SplitConfig
 from data_prep.tokenization import TokenizerConfig

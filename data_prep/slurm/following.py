@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from data_prep.configuration import DataConfig
 from data_prep.files import InputError
 from data_prep.progress import LINE_SECONDS, Progress, describe
-from data_prep.recipe import DataConfig, run
+from data_prep.run import run
 from data_prep.slurm import queue
 from data_prep.slurm.frontier import Front, survey
 from data_prep.slurm.record import Record, Submitted

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from data_prep.configuration import DataConfig
 from data_prep.files import InputError
 from data_prep.progress import progress
-from data_prep.recipe import DataConfig, reach
+from data_prep.run import reach
 from data_prep.stages import Finished, Stage, do_units, exclusive, follow, perform, store_of
 from data_prep.units import Output, Phase
 from data_prep.workers import Job, UnitsFailed, workers

@@ -15,8 +15,10 @@ from rich.table import Table
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from data_prep.configuration import DataConfig
 from data_prep.files import InputError
-from data_prep.recipe import STAGES, DataConfig, mapped_phases, run
+from data_prep.recipe import STAGES, mapped_phases
+from data_prep.run import run
 from data_prep.slurm import queue
 from data_prep.slurm.following import follow_jobs
 from data_prep.slurm.frontier import Front, Share, survey

@@ -11,8 +11,9 @@ from typing import Any
 from rich.console import Console
 from submitit.helpers import DelayedSubmission
 
+from data_prep.configuration import DataConfig
 from data_prep.files import InputError
-from data_prep.recipe import DataConfig, run
+from data_prep.run import run
 from data_prep.slurm import queue
 from data_prep.slurm.frontier import Share, advance, do_share
 from data_prep.slurm.record import Record

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep.recipe import DataConfig, ShardConfig, run
+from data_prep.configuration import DataConfig, ShardConfig
+from data_prep.run import run
 from data_prep.sources import Text
 from data_prep.split import SplitConfig
 from data_prep.tokenization import TokenizerConfig

@@ -20,12 +20,12 @@ import yaml
 from data_prep import document
 from data_prep.cli import main
 from data_prep.collisions import TestNgrams
+from data_prep.configuration import DataConfig
 from data_prep.cutting import whole_id
 from data_prep.decontaminate import DecontaminateConfig, decontaminate
 from data_prep.document import DocumentWriter
 from data_prep.files import InputError
 from data_prep.pair_sources import Pairs
-from data_prep.recipe import DataConfig
 from data_prep.sources import Source
 from data_prep.test_sets import file_examples, local_test_files, unread_files
 

@@ -9,6 +9,7 @@ import pytest
 
 from data_prep import document
 from data_prep.__main__ import main
+from data_prep.configuration import DataConfig
 from data_prep.document import DocumentWriter
 from data_prep.filtering.c4 import C4
 from data_prep.filtering.classifier import Classifier, Scores, pareto, train, uniform
@@ -19,7 +20,6 @@ from data_prep.filtering.privacy import Masking
 from data_prep.filtering.repair import repair
 from data_prep.filtering.stage import FilterConfig, Filters, filter_source
 from data_prep.filtering.words import Texts, Vocabulary
-from data_prep.recipe import DataConfig
 from data_prep.sources import Text
 
 GOOD = (

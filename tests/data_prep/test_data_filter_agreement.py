@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from data_prep.bench.gopher import measure
+from data_prep.configuration import DataConfig
 from data_prep.document import read
 from data_prep.filtering.c4 import C4
 from data_prep.filtering.english import split_piece
@@ -23,7 +24,7 @@ from data_prep.filtering.rules import Verdict
 from data_prep.filtering.stage import FilterConfig, Filters
 from data_prep.filtering.words import Texts, Vocabulary
 from data_prep.python_sources import PythonDocs
-from data_prep.recipe import DataConfig, run
+from data_prep.run import run
 
 
 def disturbed(text: str, kind: int, chance: random.Random) -> str:

@@ -20,7 +20,7 @@ from data_prep.collect import collect
 from data_prep.document import DocumentWriter
 from data_prep.files import InputError
 from data_prep.pair_sources import Pairs
-from data_prep.recipe import run
+from data_prep.run import run
 from data_prep.shards import SPLITS, Manifest
 from data_prep.sources import Text
 from data_prep.tokenization import TokenizerConfig

@@ -20,10 +20,11 @@ from data_prep import corpus as corpus_files
 from data_prep import document, verification
 from data_prep.cli import main
 from data_prep.files import InputError
-from data_prep.recipe import STAGES, exclusive
+from data_prep.recipe import STAGES
 from data_prep.shards import Manifest
 from data_prep.sources import Text
 from data_prep.split import SplitConfig
+from data_prep.stages import exclusive
 from data_prep.tokenization import TokenizerConfig
 from data_prep.tokenizer import Tokenizer
 

@@ -16,7 +16,8 @@ from data_prep.decontaminate import DecontaminateConfig
 from data_prep.dedup import DedupConfig
 from data_prep.files import InputError
 from data_prep.filtering.stage import FilterConfig
-from data_prep.recipe import mapped_phases, run
+from data_prep.recipe import mapped_phases
+from data_prep.run import run
 from data_prep.slurm import queue, submission
 from data_prep.slurm.frontier import Front, Share, advance, do_share, survey
 from data_prep.slurm.record import Record, Submitted
