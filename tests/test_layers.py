@@ -78,7 +78,7 @@ ALLOWED = {
     "__init__": set(),
 }
 # fmt: on
-OF_DATA_PREP = {"files", "ngrams", "process_memory", "shards", "tokenizer", "tokenizer_files"}
+OF_DATA_PREP = {"files", "ngrams", "process_memory", "shards", "slurm_time", "tokenizer", "tokenizer_files"}
 
 
 def imported(path: Path) -> set[str]:

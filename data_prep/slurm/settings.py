@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, field
 
 from data_prep.files import InputError
+from data_prep.slurm_time import seconds_of
 
-CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})")
 SECONDS_FROM = 3600
 """YAML reads 4:00:00 without quotes as 14400. A number of minutes that is as large would be two and a half days."""
 
@@ -56,23 +56,14 @@ class SlurmConfig:
     @property
     def minutes(self) -> int:
         """The wall time, a minute that is begun counted whole, as Slurm does."""
-        return -(-seconds_of(self.time) // 60)
+        return -(-limit_seconds(self.time) // 60)
 
 
-def seconds_of(time: str | int) -> int:
-    """A time limit in seconds, as Slurm writes it (minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS) or as a number."""
+def limit_seconds(time: str | int) -> int:
+    """A time limit as Slurm writes it, or as a number, in seconds."""
     if isinstance(time, int):
         return time if time >= SECONDS_FROM else time * 60
-    found = CLOCK.fullmatch(time.strip())
-    if not found:
-        raise InputError(
-            f"slurm.time is {time!r}: write hours:minutes:seconds, such as 04:00:00, or 2-00:00:00 for days."
-        )
-    fields = [int(number) for number in found["fields"].split(":")]
-    if found["days"]:
-        hours, minutes, seconds = [*fields, 0, 0][:3]
-    elif len(fields) == 3:
-        hours, minutes, seconds = fields
-    else:
-        hours, minutes, seconds = 0, *[*fields, 0][:2]
-    return ((int(found["days"] or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    try:
+        return seconds_of(time)
+    except InputError as error:
+        raise InputError(f"slurm.time: {error}") from None

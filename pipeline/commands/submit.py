@@ -131,7 +131,7 @@ def refuse_near_misses(options: list[str]) -> None:
 
 def slurm_options(arguments: argparse.Namespace) -> list[str]:
     """The short options, and what the layout means for the Trainer, as options of `fit`."""
-    from pipeline.slurm.settings import clock, seconds_of
+    from data_prep.slurm_time import clock, seconds_of
 
     if arguments.time is not None:
         arguments.time = clock(seconds_of(arguments.time))

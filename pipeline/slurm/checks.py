@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.slurm_time import clock
 from pipeline.slurm.cluster import Node, Partition
-from pipeline.slurm.settings import Slurm, clock
+from pipeline.slurm.settings import Slurm
 
 SHARED = {
     "nfs", "nfs4", "lustre", "gpfs", "beegfs", "beegfs_nodev", "ceph", "glusterfs", "fuse.glusterfs", "wekafs", "panfs", "pvfs2", "orangefs",

@@ -16,8 +16,8 @@ from datetime import datetime
 from pathlib import Path
 
 from data_prep.files import InputError
+from data_prep.slurm_time import seconds_of
 from pipeline.run_state import state_folder
-from pipeline.slurm.settings import seconds_of
 
 FINAL = {
     "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED",

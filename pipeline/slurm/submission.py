@@ -17,10 +17,11 @@ from typing import Any
 import yaml
 
 from data_prep.files import InputError, write_json, write_text
+from data_prep.slurm_time import clock
 from pipeline.planning.settings import merge, read_yaml, split_options
 from pipeline.slurm import cluster, script
 from pipeline.slurm.record import DATA, EVALUATE, FOLDER, LOGS, TRAIN, Record, mark
-from pipeline.slurm.settings import SideJob, Slurm, clock
+from pipeline.slurm.settings import SideJob, Slurm
 from pipeline.trainer_defaults import TRAINER_DEFAULTS
 
 PROJECT = Path(__file__).parents[2]

@@ -74,7 +74,7 @@ def test_a_wall_time_is_read_as_slurm_reads_it(time, minutes):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"time": "a day"}, "slurm.time is 'a day': write hours"),
+        ({"time": "a day"}, "slurm.time: 'a day' is not a time limit: write hours"),
         ({"time": "0:00"}, "slurm.time is 0:00: a job needs some time"),
         ({"tasks": 0}, "slurm.tasks is 0: it must be 1 or more"),
         ({"extra": {"--nice": 1}}, "slurm.extra names '--nice': write options of sbatch without dashes"),

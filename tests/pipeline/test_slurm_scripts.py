@@ -8,11 +8,12 @@ import yaml
 from tiny_runs import GPT, write_config
 
 from data_prep.files import InputError
+from data_prep.slurm_time import clock, seconds_of
 from pipeline.cli import main
 from pipeline.commands.submit import evaluate_options, resolved
 from pipeline.slurm import script
 from pipeline.slurm.cluster import Node, Partition
-from pipeline.slurm.settings import SideJob, Slurm, clock, limit_of, seconds_of
+from pipeline.slurm.settings import SideJob, Slurm, limit_of
 from pipeline.slurm.submission import Chain, Member, members, run_directory
 
 ROLES = ("train", "data", "evaluate")
