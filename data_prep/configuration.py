@@ -55,6 +55,8 @@ class DataConfig:
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise InputError(f"workers is {self.workers}: give a number of processes, or 0 for one a core.")
         if not self.sources:
             raise InputError("`sources` is empty: name at least one source.")
         for name in self.sources:

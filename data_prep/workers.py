@@ -65,11 +65,17 @@ def attempt(job: Job, workers: int = 1) -> tuple[bool, str, str] | None:
     except InputError as error:
         return False, str(error), ""
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(described(error).split())
         place = document.READING.place or job.unit.name
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name} line {frame.lineno}"
         return True, f"{place}: {reason} ({where})", traceback.format_exc()
+
+
+def described(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error}"
 
 
 @dataclass
@@ -190,13 +196,15 @@ class Worker:
         there.close()
 
     def started(self) -> bool:
-        """Whether what it has to say is that it is there. Raises InputError where it ended before."""
+        """Whether what it has to say is that it is there. Raises InputError where it ended by itself before."""
         if self.ready:
             return False
         try:
             self.ready = bool(self.pipe.recv())
         except (EOFError, OSError):
             self.process.join()
+            if (self.process.exitcode or 0) < 0:  # Killed, as it may be at any time.
+                return False
             raise InputError(
                 f"A process could not be started: it ended with status {self.process.exitcode} before it did anything. What it said "
                 "stands above; `workers: 1` does without processes."
@@ -230,10 +238,9 @@ class Worker:
 def serve(pipe: Connection, parent: int, threads: int) -> None:
     """Do what comes through the pipe, until it ends, in this process and so many threads of the libraries that have some."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer.
+    # Read when such a library is imported, which is when a unit asks for it.
     for name in ("POLARS_MAX_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(
-            name, str(threads)
-        )  # Read when such a library is imported, which is when a unit asks for it.
+        os.environ.setdefault(name, str(threads))
     pipe.send(True)
     pa.set_cpu_count(threads)
     with suppress(OSError):

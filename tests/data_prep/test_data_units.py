@@ -183,6 +183,30 @@ def test_a_killed_worker_is_replaced_and_its_unit_tried_again(tmp_path, times, e
     assert not list((tmp_path / "s").glob("bad")) or ends_well
 
 
+def test_a_worker_killed_before_it_did_anything_is_replaced_too(monkeypatch, tmp_path):
+    start, killed = workers.Worker.__init__, []
+
+    def start_and_kill(worker, threads):
+        start(worker, threads)
+        if not killed:
+            killed.append(worker.process.pid)
+            os.kill(worker.process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(workers.Worker, "__init__", start_and_kill)
+    with workers.workers(2) as pool:
+        assert run_jobs(pool, tmp_path / "s", *map(unit, "abcd")) == ([*"abcd"], [])
+    assert killed
+
+
+def test_what_the_system_refuses_is_said_in_its_words(tmp_path):
+    def full(target: Path) -> dict:
+        raise OSError(28, "No space left on device", "x")
+
+    with workers.workers(1) as pool:
+        _, [failure] = run_jobs(pool, tmp_path / "s", unit("a", full))
+    assert failure.startswith("a: No space left on device: x (")
+
+
 # -- a whole corpus
 
 
