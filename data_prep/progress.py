@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.status import Status
 
-LINE_SECONDS = 30.0
+LINE_SECONDS = 10.0
 """Where nobody watches, as in the log of a job, a line is written so often at most."""
 SPINNER_SECONDS = 0.5
 
