@@ -206,6 +206,12 @@ class Manifest:
         }
         return fingerprint([self.dtype, self.vocab_size, self.end_of_text, self.tokenizer, shards])
 
+    @property
+    def remake(self) -> str:
+        """How to come by files again whose size is right: a run looks at sizes alone, and units of work are other names of the same files."""
+        units = self.folder.parent / ".units" / self.folder.name
+        return f"remove the folders {self.folder} and {units}, and {REMAKE}" if units.is_dir() else REMAKE
+
     def shards(self, split: str) -> tuple[Shard, ...]:
         if not self.splits.get(split):
             have = ", ".join(name for name, shards in self.splits.items() if shards) or "none"
@@ -251,7 +257,7 @@ class Manifest:
             for suffix, expected in shard.sha256.items():
                 file = self.folder / f"{shard.file}.{suffix}"
                 if sha256_file(file) != expected:
-                    yield f"{file} does not match its checksum in {MANIFEST}, so it was changed: {REMAKE}."
+                    yield f"{file} does not match its checksum in {MANIFEST}, so it was changed: {self.remake}."
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -364,3 +365,24 @@ def test_parts_of_a_source_follow_from_its_files_alone_and_have_each_line_once(t
 )
 def test_parts_are_a_sixteenth_of_a_source_as_a_power_of_two(total, expected):
     assert sources.part_bytes(total) == 2**expected
+
+
+def test_what_verify_says_of_a_changed_shard_mends_it(crawl, tmp_path, capsys):
+    assert run(crawl) == 0
+    whole = content(tmp_path / "out")
+    shard = next((tmp_path / "out/tokens/train").glob("*.bin"))
+    with shard.open("r+b") as stream:
+        stream.write(b"\x07\x07")
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    folders = re.search(
+        r"remove the folders (\S+) and (\S+), and run `python -m data_prep run`", printed.out + printed.err
+    )
+    assert folders
+    for folder in folders.groups():
+        assert Path(folder).is_relative_to(tmp_path / "out")
+        shutil.rmtree(folder)
+    assert run(crawl) == 0
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert content(tmp_path / "out") == whole
