@@ -77,8 +77,21 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
     return len(one) == len(other) and all(map(lambda a, b: all(map(equal, a, b)), one, other))
 
 
+OTHERS: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def _others():
+    """Threads of loaders that tests before have left behind, in what is held of an exception, say."""
+    OTHERS.clear()
+    OTHERS.update(threading.enumerate())
+
+
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+    """Those that make batches for this test."""
+    return [
+        thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch") and thread not in OTHERS
+    ]
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 7, 500])
