@@ -33,7 +33,7 @@ BENCH = "measure how fast this machine prepares a corpus, beside what the field 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    from data_prep.files import InputError
+    from data_prep.files import InputError, sentence_of
 
     try:
         if arguments and arguments[0] in STAGE_VERBS:
@@ -42,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return fail(str(error))
     except OSError as error:
-        place = f": {error.filename}" if error.filename else ""
-        return fail(f"{error.strerror or error}{place}")
+        return fail(sentence_of(error))
     except KeyboardInterrupt:
         return fail("stopped; finished stages stay, and the same command goes on from there", status=130)
 

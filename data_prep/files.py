@@ -13,6 +13,13 @@ class InputError(ValueError):
     """What a user gave cannot be used; the message is one sentence with the value, the rule and the way out."""
 
 
+def sentence_of(error: Exception) -> str:
+    """An error as one sentence: of the system's, its own words and the file."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
+
+
 def sync(path: Path) -> None:
     """Force a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

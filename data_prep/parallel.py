@@ -1,18 +1,17 @@
 """Reading in several processes: what comes out, and its order, do not depend on how many there are."""
 
 import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
 import pyarrow as pa
 
 from data_prep.files import InputError
+from data_prep.workers import prepare_process
 
 # Processes take about a second to start, so a source of so few tasks is read without them.
 FEW_TASKS = 8
@@ -48,7 +47,7 @@ def in_order(tasks: Iterable[Task], workers: int) -> Iterator[Piece]:
         return
     # Spawned, not forked: the parent has threads of Arrow and of the tokenizers, which do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=prepare_worker)
+    pool = ProcessPoolExecutor(workers, context, initializer=prepare_process)
     try:
         waiting: deque[Future[list[Piece]] | Task] = deque()
         for task in chain(first, tasks):
@@ -87,10 +86,3 @@ def outcome(waiting: "Future[list[Piece]] | Task") -> Iterable[Piece]:
 
 def perform(call: Callable[[], Iterable[Piece]]) -> list[Piece]:
     return list(call())
-
-
-def prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer.
-    pa.set_cpu_count(1)
-    with suppress(OSError):
-        pa.set_io_thread_count(1)

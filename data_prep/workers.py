@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_prep import document, units
-from data_prep.files import InputError
+from data_prep.files import InputError, sentence_of
 from data_prep.process_memory import peak_resident_bytes
 from data_prep.units import Unit
 
@@ -65,17 +65,12 @@ def attempt(job: Job, workers: int = 1) -> tuple[bool, str, str] | None:
     except InputError as error:
         return False, str(error), ""
     except Exception as error:
-        reason = " ".join(described(error).split())
+        known = isinstance(error, OSError) and error.strerror
+        reason = " ".join((sentence_of(error) if known else f"{type(error).__name__}: {error}").split())
         place = document.READING.place or job.unit.name
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name} line {frame.lineno}"
         return True, f"{place}: {reason} ({where})", traceback.format_exc()
-
-
-def described(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return f"{type(error).__name__}: {error}"
 
 
 @dataclass
@@ -235,16 +230,21 @@ class Worker:
         self.process.join()
 
 
-def serve(pipe: Connection, parent: int, threads: int) -> None:
-    """Do what comes through the pipe, until it ends, in this process and so many threads of the libraries that have some."""
+def prepare_process(threads: int = 1) -> None:
+    """What a process that works for another one does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer.
-    # Read when such a library is imported, which is when a unit asks for it.
-    for name in ("POLARS_MAX_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(name, str(threads))
-    pipe.send(True)
     pa.set_cpu_count(threads)
     with suppress(OSError):
         pa.set_io_thread_count(1)
+
+
+def serve(pipe: Connection, parent: int, threads: int) -> None:
+    """Do what comes through the pipe, until it ends, in this process and so many threads of the libraries that have some."""
+    # Read when such a library is imported, which is when a unit asks for it.
+    for name in ("POLARS_MAX_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, str(threads))
+    prepare_process(threads)
+    pipe.send(True)
     while os.getppid() == parent:
         try:
             job: Job = pipe.recv()

@@ -5,7 +5,7 @@ import keyword
 import sys
 from importlib import import_module
 
-from data_prep.files import InputError
+from data_prep.files import InputError, sentence_of
 
 TRAINING = {
     "fit": "train a model on token shards, or go on where it stopped",
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         if verb in COMMANDS:
             return run_command(verb, arguments[1:])
     except (InputError, OSError) as error:
-        print(f"error: {describe(error)}", file=sys.stderr)
+        print(f"error: {sentence_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -75,11 +75,3 @@ def usage() -> str:
     lines += [f"  {verb:14s} {what}" for verb, what in (TRAINING | COMMANDS).items()]
     lines += ["", "`python -m pipeline VERB --help` explains a verb's options. Data comes from `python -m data_prep`."]
     return "\n".join(lines)
-
-
-def describe(error: Exception) -> str:
-    """An error as one sentence."""
-    if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}"
-    return str(error)

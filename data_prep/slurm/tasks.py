@@ -12,7 +12,7 @@ from rich.console import Console
 from submitit.helpers import DelayedSubmission
 
 from data_prep.configuration import DataConfig
-from data_prep.files import InputError
+from data_prep.files import InputError, sentence_of
 from data_prep.run import run
 from data_prep.slurm import queue
 from data_prep.slurm.frontier import Share, advance, do_share
@@ -48,10 +48,8 @@ class Task:
             failed = self.work(Console(soft_wrap=True))
         except UnitsFailed as error:
             failed = [str(failure) for failure in error.failures]
-        except InputError as error:
-            failed = [str(error)]
-        except OSError as error:
-            failed = [f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")]
+        except (InputError, OSError) as error:
+            failed = [sentence_of(error)]
         record.fail(own_job(), failed)
         for sentence in failed:
             print(f"error: {sentence}", file=sys.stderr)
