@@ -8,12 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
@@ -306,39 +304,48 @@ def test_a_bad_line_stops_its_unit_alone_and_mended_is_all_that_is_read(crawl, t
     assert re.search(r"documents/web .*\(2 of 4 units reused\)\n", capsys.readouterr().out)
 
 
+KILLING = """
+import sys, threading
+from data_prep import sources, workers
+from data_prep.cli import main
+
+every, delay = int(sys.argv[1]), float(sys.argv[2])
+sources.PART_BYTES = 2**15
+run, send = workers.Workers.run, workers.Worker.send
+sent, timers = [], []
+
+def send_and_kill(worker, job):
+    sent.append(job.unit.name)
+    # Fewer than the tries that a unit has, so that none can be given up.
+    if len(sent) % every == 0 and len(timers) < workers.TRIES - 1:
+        timers.append(threading.Timer(delay, worker.process.kill))
+        timers[-1].start()
+    return send(worker, job)
+
+workers.Worker.send = send_and_kill
+workers.Workers.run = lambda pool, jobs, finished, least_bytes: run(pool, jobs, finished, 0)
+
+if __name__ == "__main__":
+    status = main(sys.argv[3:])
+    print("killed", len(timers), file=sys.stderr)
+    sys.exit(status)
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [0.2, 1.0, 2.0])
-def test_workers_killed_while_a_run_goes_on_change_nothing(crawl, tmp_path, moment):
-    program = (
-        "import sys\n"
-        "from data_prep import sources, stages, workers\n"
-        "from data_prep.cli import main\n"
-        "sources.PART_BYTES = 2**15\n"
-        "run = workers.Workers.run\n"
-        "workers.Workers.run = lambda pool, jobs, finished, least: run(pool, jobs, finished, 0)\n"
-        "if __name__ == '__main__':\n"
-        "    sys.exit(main(sys.argv[1:]))\n"
-    )
-    script = tmp_path / "small_units.py"
-    script.write_text(program)
+@pytest.mark.parametrize(("every", "delay"), [(1, 0.0), (2, 0.4), (5, 0.0), (6, 0.02), (9, 0.1)])
+def test_workers_killed_while_a_run_goes_on_change_nothing(crawl, tmp_path, every, delay):
+    """As they start, while they import, at once, in a unit or when they wait for the next one."""
+    script = tmp_path / "killing.py"
+    script.write_text(KILLING)
     root = Path(__file__).resolve().parents[2]
     assert run(crawl, "--workers", "1") == 0
-    command = [sys.executable, str(script), "run", "--config", str(crawl), "--workers", "2"]
-    environment = os.environ | {"PYTHONPATH": str(root)}
     again = tmp_path / "again"
-    with subprocess.Popen([*command, "--output", str(again)], env=environment, stderr=subprocess.PIPE) as process:
-        killed = 0
-        parent = psutil.Process(process.pid)
-        while process.poll() is None and killed < 2:
-            time.sleep(moment)
-            for child in parent.children() if process.poll() is None else ():
-                if "spawn_main" in " ".join(child.cmdline()):
-                    child.kill()
-                    killed += 1
-                    break
-        errors = process.communicate(timeout=120)[1]
-    assert process.returncode == 0, errors
-    assert killed
+    command = [sys.executable, str(script), str(every), str(delay), "run", "--config", str(crawl), "--workers", "2"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run([*command, "--output", str(again)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("killed 2\n")
     assert content(again) == content(tmp_path / "out")
 
 
