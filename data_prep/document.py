@@ -223,13 +223,35 @@ def read_files(paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
                 first += batch.num_rows
 
 
-def tables_of(paths: Sequence[Path]) -> Iterator[tuple[Path, int, pa.Table]]:
-    """Row groups of files, with the file and the number in it of their first document."""
+def read_texts(paths: Sequence[Path], size: int) -> Iterator[pa.Array]:
+    """The texts of some files, as `texts_in_turn`, about so many bytes at once; what comes next is read meanwhile."""
+
+    def joined() -> Iterator[tuple[str, pa.Array]]:
+        held: list[pa.Array] = []
+        bytes_held, place = 0, ""
+        for path, first, table in tables_of(paths, columns=SIDES):
+            place = place or f"{path}, documents {first} ff."
+            held += [texts_in_turn(batch) for batch in table.combine_chunks().to_batches()]
+            bytes_held += table.nbytes
+            if bytes_held >= size:
+                yield place, pa.concat_arrays(held)
+                held, bytes_held, place = [], 0, ""
+        if held:
+            yield place, pa.concat_arrays(held)
+
+    with closing(ahead(joined())) as parts:
+        for READING.place, texts in parts:
+            yield texts
+
+
+def tables_of(paths: Sequence[Path], columns: Sequence[str] | None = None) -> Iterator[tuple[Path, int, pa.Table]]:
+    """Row groups of files, with the file and the number in it of their first document; of `columns` those that there are."""
     for path in paths:
         first = 0
         with pq.ParquetFile(path) as parquet:
+            wanted = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
             for group in range(parquet.num_row_groups):
-                table = parquet.read_row_group(group)
+                table = parquet.read_row_group(group, columns=wanted)
                 yield path, first, table
                 first += table.num_rows
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +15,7 @@ from data_prep.tokenizer import Tokenizer
 
 SAMPLE_GROUPS = 8
 SAMPLE_BYTES = 2**18
+READ_DOCUMENTS = 64
 
 
 def fertility(tokenizer: Tokenizer, folder: Path, sources: list[str]) -> dict[str, dict[str, int]]:
@@ -28,24 +30,37 @@ def fertility(tokenizer: Tokenizer, folder: Path, sources: list[str]) -> dict[st
         total: dict[str, int] = dict.fromkeys(("texts", "text_bytes", "words", "tokens"), 0)
         for number, (parquet, group, _) in enumerate(document.row_groups(folder, source)):
             if number in wanted:
-                (batch,) = parquet.read_row_group(group).combine_chunks().to_batches()
-                for name, value in sample_counts(
-                    tokenizer, document.texts_in_turn(batch), SAMPLE_BYTES // len(wanted)
-                ).items():
+                sample = beginning(parquet, group, SAMPLE_BYTES // len(wanted))
+                for name, value in sample_counts(tokenizer, sample).items():
                     total[name] += value
         if total["texts"]:
             counts[source] = total
     return counts
 
 
-def sample_counts(tokenizer: Tokenizer, texts: pa.Array, size: int) -> dict[str, int]:
-    """The counts of the first of these texts, as many as `size` bytes hold, but at least one."""
-    lengths = document.text_lengths(texts)
-    count = max(1, int(np.searchsorted(np.cumsum(lengths), size, side="right")))
-    sample = texts.slice(0, count).to_pylist()
+def beginning(parquet: pq.ParquetFile, group: int, size: int) -> pa.Array:
+    """The first texts of a row group, as many as `size` bytes hold, but at least one."""
+    parts: list[pa.Array] = []
+    held = 0
+    # Only what is asked for is decompressed.
+    for batch in parquet.iter_batches(READ_DOCUMENTS, row_groups=[group], use_threads=False):
+        texts = document.texts_in_turn(batch)
+        ends = held + np.cumsum(document.text_lengths(texts))
+        parts.append(texts)
+        held = int(ends[-1])
+        if held > size:
+            parts[-1] = texts.slice(0, int(np.searchsorted(ends, size, side="right")))
+            break
+    texts = pa.concat_arrays(parts)
+    return texts if len(texts) else parts[-1]
+
+
+def sample_counts(tokenizer: Tokenizer, texts: pa.Array) -> dict[str, int]:
+    sample = texts.to_pylist()
     tokens = sum(map(len, tokenizer.encode_batch(sample)))
     words = sum(len(text.split()) for text in sample)
-    return {"texts": count, "text_bytes": int(lengths[:count].sum()), "words": words, "tokens": tokens}
+    size = int(document.text_lengths(texts).sum())
+    return {"texts": len(sample), "text_bytes": size, "words": words, "tokens": tokens}
 
 
 def report(record: dict[str, Any], console: Console) -> None:

@@ -1,6 +1,6 @@
 """Which stages make a corpus of a configuration, in which order, and what each depends on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -22,15 +22,18 @@ from data_prep.stages import Finished, Stage
 from data_prep.tokenization import make_tokenizer, tokenizing
 from data_prep.units import at_once
 
+Rounds = Iterator[Sequence[Stage]]
+"""Stages that know nothing of each other, and after these are finished, more; none where there is nothing to do."""
 
-def collect_stages(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
+
+def collect_stages(config: DataConfig, done: dict[str, Finished]) -> Rounds:
     stages = []
     for name, source in config.sources.items():
         work = partial(collecting, name, source)
         columns = ("documents", "text_bytes", *source.counts)
         settings = source_settings(source)
         stages.append(Stage(f"documents/{name}", 2, settings, source.inputs(), work, columns=columns))
-    return stages
+    yield stages
 
 
 def document_files(finished: Finished, source: str, within: str = "") -> list[DocumentFile]:
@@ -48,19 +51,25 @@ def described(name: str, source: Source) -> dict[str, Any]:
     return {"name": name, "kind": type(source).__name__, "settings": source.settings()}
 
 
-def filter_stages(config: DataConfig, done: dict[str, Finished]) -> Iterator[Stage]:
+def filter_stages(config: DataConfig, done: dict[str, Finished]) -> Rounds:
+    names = [name for name in config.sources if config.filter.of(name)]
+    classified = [name for name in names if config.filter.classifies(name)]
+    first = [filter_stage(config, name, done) for name in names if name not in classified]
     if config.filter.classifier:
-        yield classifier_stage(config, config.filter.classifier, done)
-    # Not before it is finished: it is asked for the stages after it only then.
-    for name in filter(config.filter.of, config.sources):
-        collected = done[f"documents/{name}"]
-        scores, trained, inputs = None, None, [collected.output]
-        if config.filter.classifies(name):
-            scores, trained = done["classifier"].folder / "classifier.npy", done["classifier"].output
-            inputs.append(trained)
-        work = partial(filtering, document_files(collected, name), name, config.filter, scores, trained)
-        columns = ("documents", "text_bytes", "dropped")
-        yield Stage(f"filtered/{name}", 2, config.filter.settings(), inputs, work, columns=columns)
+        first.append(classifier_stage(config, config.filter.classifier, done))
+    yield first
+    yield [filter_stage(config, name, done) for name in classified]
+
+
+def filter_stage(config: DataConfig, name: str, done: dict[str, Finished]) -> Stage:
+    collected = done[f"documents/{name}"]
+    scores, trained, inputs = None, None, [collected.output]
+    if config.filter.classifies(name):
+        scores, trained = done["classifier"].folder / "classifier.npy", done["classifier"].output
+        inputs.append(trained)
+    work = partial(filtering, document_files(collected, name), name, config.filter, scores, trained)
+    columns = ("documents", "text_bytes", "dropped")
+    return Stage(f"filtered/{name}", 2, config.filter.settings(), inputs, work, columns=columns)
 
 
 def classifier_stage(config: DataConfig, settings: Classifier, done: dict[str, Finished]) -> Stage:
@@ -74,28 +83,28 @@ def classifier_stage(config: DataConfig, settings: Classifier, done: dict[str, F
     return Stage("classifier", 1, [asdict(settings), list(reference)], inputs, partial(at_once, work), columns=columns)
 
 
-def dedup_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
+def dedup_stage(config: DataConfig, done: dict[str, Finished]) -> Rounds:
     if all(map(config.filter.of, config.sources)):
         require_some({name: done[f"filtered/{name}"].record for name in config.sources})
     collected = {name: done.get(f"filtered/{name}", done[f"documents/{name}"]) for name in config.sources}
     files = {name: document_files(finished, name) for name, finished in collected.items()}
     inputs = [[name, finished.output] for name, finished in collected.items()]
     work = partial(deduplicating, files, config.dedup)
-    return [Stage("unique", 2, config.dedup.settings(), inputs, work, columns=config.dedup.columns)]
+    yield [Stage("unique", 2, config.dedup.settings(), inputs, work, columns=config.dedup.columns)]
 
 
-def decontaminate_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
+def decontaminate_stage(config: DataConfig, done: dict[str, Finished]) -> Rounds:
     if not config.decontaminate.wanted:
-        return []
+        return
     unique = done["unique"]
     files = {name: document_files(unique, name) for name in config.sources}
     inputs = [unique.output, config.decontaminate.inputs()]
     columns = ("documents", "text_bytes", "contaminated", "dropped", "removed_passages")
     work = partial(decontaminating, files, config.decontaminate)
-    return [Stage("decontaminated", 2, asdict(config.decontaminate), inputs, work, columns=columns)]
+    yield [Stage("decontaminated", 2, asdict(config.decontaminate), inputs, work, columns=columns)]
 
 
-def split_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
+def split_stage(config: DataConfig, done: dict[str, Finished]) -> Rounds:
     clean = done.get("decontaminated", done["unique"])
     fixed = {name: source.split for name, source in config.sources.items()}
     settings = {**asdict(config.split), "sources": fixed}
@@ -103,10 +112,10 @@ def split_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
     document_of = whole_id if "decontaminated" in done else str
     files = {name: document_files(clean, name) for name in config.sources}
     work = partial(dividing, files, fixed, config.split, document_of)
-    return [Stage("split", 2, settings, clean.output, work, columns=columns)]
+    yield [Stage("split", 2, settings, clean.output, work, columns=columns)]
 
 
-def tokenizer_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
+def tokenizer_stage(config: DataConfig, done: dict[str, Finished]) -> Rounds:
     divided = done["split"]
     settings: Any = config.tokenizer.settings()
     inputs = divided.output
@@ -114,10 +123,10 @@ def tokenizer_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage
         settings, inputs = {}, config.tokenizer.existing()[0].fingerprint
     size = divided.record["totals"]["train"]["text_bytes"]
     work = partial(make_tokenizer, config.tokenizer, divided.folder, list(config.sources), size)
-    return [Stage("tokenizer", 1, settings, inputs, partial(at_once, work), columns=("vocab_size",))]
+    yield [Stage("tokenizer", 1, settings, inputs, partial(at_once, work), columns=("vocab_size",))]
 
 
-def tokenize_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
+def tokenize_stage(config: DataConfig, done: dict[str, Finished]) -> Rounds:
     divided, trained = done["split"], done["tokenizer"]
     sources = []
     for name, source in config.sources.items():
@@ -127,8 +136,10 @@ def tokenize_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]
     inputs = {"split": divided.output, "tokenizer": trained.output, "sources": sources}
     pairs = any(source.pairs for source in config.sources.values())
     files = {split: {name: document_files(divided, name, split) for name in config.sources} for split in SPLITS}
-    work = partial(tokenizing, trained.folder, files, sources, pairs, config.shards.tokens)
-    return [
+    work = partial(
+        tokenizing, trained.folder, trained.record["fingerprint"], files, sources, pairs, config.shards.tokens
+    )
+    yield [
         Stage(
             "tokens",
             2,
@@ -140,16 +151,16 @@ def tokenize_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]
     ]
 
 
-def mix_stage(config: DataConfig, done: dict[str, Finished]) -> list[Stage]:
+def mix_stage(config: DataConfig, done: dict[str, Finished]) -> Rounds:
     if not config.mix.wanted:
-        return []
+        return
     tokens = done["tokens"]
     sizes = dict.fromkeys(config.sources, 0)
     for shard in Manifest.load(tokens.folder).splits["train"]:
         sizes[shard.source] += shard.tokens
     settings = {**asdict(config.mix), "path": str(tokens.folder)}
     work = partial(mix, config.mix, sizes, str(tokens.folder))
-    return [Stage("mixture", 1, settings, tokens.output, partial(at_once, work), columns=("planned_tokens",))]
+    yield [Stage("mixture", 1, settings, tokens.output, partial(at_once, work), columns=("planned_tokens",))]
 
 
 def mapped_phases(config: DataConfig) -> dict[str, list[list[str]]]:

@@ -1,6 +1,6 @@
 """A run: stage after stage brought up to date, and what is said of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +37,10 @@ def run(config: DataConfig, last: str, console: Console) -> Prepared:
     failed: list[tuple[str, UnitsFailed]] = []
     with exclusive(output), running(config.workers) as workers:
 
-        def bring(verb: str, number: int, stage: Stage) -> Finished | None:
-            try:
-                return perform(stage, output, workers, console)
-            except UnitsFailed as error:
-                failed.append((verb, error))
-                return None
+        def bring(verb: str, _: int, stages: Sequence[Stage]) -> list[Finished | None]:
+            ended = perform(stages, output, workers, console)
+            failed.extend((verb, each) for each in ended if isinstance(each, UnitsFailed))
+            return [each if isinstance(each, Finished) else None for each in ended]
 
         done = reach(config, last, bring)
         if failed:
@@ -70,23 +68,31 @@ class Reached(dict[str, Finished]):
         raise NotReached(name)
 
 
-def reach(config: DataConfig, last: str, bring: Callable[[str, int, Stage], Finished | None]) -> dict[str, Finished]:
+Bring = Callable[[str, int, Sequence[Stage]], list[Finished | None]]
+"""Given a verb, the number in it of the first of some stages, and these, brings them up to date; None for those where it cannot."""
+
+
+def one_by_one(bring: Callable[[str, int, Stage], Finished | None]) -> Bring:
+    """What brings one stage up to date as what brings several."""
+    return lambda verb, first, stages: [bring(verb, number, stage) for number, stage in enumerate(stages, first)]
+
+
+def reach(config: DataConfig, last: str, bring: Bring) -> dict[str, Finished]:
     """Go through the stages up to the verb `last`, and through all of a verb before the next; returns those that are finished.
 
-    Args:
-        bring: Given a verb, the number of one of its stages and the stage, brings it up to date; None where it cannot.
-            Then the verbs after this one are left.
+    After a verb of which a stage cannot be finished, the others are left.
     """
     done = Reached()
-    for verb, stages in STAGES.items():
-        whole = True
+    for verb, rounds in STAGES.items():
+        whole, number = True, 0
         try:
-            for number, stage in enumerate(stages(config, done)):
-                finished = bring(verb, number, stage)
-                if finished is None:
-                    whole = False
-                else:
-                    done[stage.name] = finished
+            for stages in rounds(config, done):
+                for stage, finished in zip(stages, bring(verb, number, stages), strict=True):
+                    if finished is None:
+                        whole = False
+                    else:
+                        done[stage.name] = finished
+                number += len(stages)
         except NotReached:
             # Of the stages of a verb, some may need another that could not be finished.
             if whole:

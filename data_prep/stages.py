@@ -9,7 +9,7 @@ import fcntl
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from data_prep import units
 from data_prep.files import InputError, fingerprint, read_json, sha256_file, sync, write_json
 from data_prep.progress import progress
 from data_prep.units import Fill, Output, Phase, Steps, Store
-from data_prep.workers import Job, UnitsFailed, Workers
+from data_prep.workers import Failure, Job, UnitsFailed, Workers
 
 MARKER = "stage.json"
 
@@ -81,38 +81,87 @@ class Finished:
         return self.hashes[path.relative_to(self.folder).as_posix()]
 
 
-def perform(stage: Stage, output: Path, workers: Workers, console: Console) -> Finished:
-    """Bring a stage up to date and print one line about it.
+def current(stage: Stage, output: Path) -> Finished | None:
+    """The stage, where it is up to date."""
+    finished = Finished.read(output / stage.name)
+    return finished if finished and finished.fingerprint == stage.fingerprint else None
 
-    Raises:
-        UnitsFailed: some of its units could not be done; all others are, and are not done again by the next run.
+
+def perform(stages: Sequence[Stage], output: Path, workers: Workers, console: Console) -> list[Finished | UnitsFailed]:
+    """Bring stages that know nothing of each other up to date, their units side by side, and print a line about each.
+
+    Returns:
+        For each the stage, or the units of it that could not be done; all others are, and are not done again by the next run.
     """
-    folder = output / stage.name
-    finished = Finished.read(folder)
-    if finished and finished.fingerprint == stage.fingerprint:
-        console.print(f"{stage.name:<24} unchanged  {summary(stage, finished.record)}", highlight=False)
-        return finished
-    started = time.perf_counter()
-    store = store_of(stage, output)
-    outputs: list[Output] = []
-    phases: list[Phase] = []
-    reused = 0
+    ways = [current(stage, output) or Course(stage, store_of(stage, output), stage.steps()) for stage in stages]
+    run_courses([way for way in ways if isinstance(way, Course)], workers, console)
+    ended: list[Finished | UnitsFailed] = []
+    for stage, way in zip(stages, ways, strict=True):
+        if isinstance(way, Finished):
+            console.print(f"{stage.name:<24} unchanged  {summary(stage, way.record)}", highlight=False)
+            ended.append(way)
+        else:
+            ended.append(way.failed or way.end(output, console))
+    return ended
 
-    def do(phase: Phase) -> list[Output]:
-        nonlocal reused
-        phases.append(phase)
-        reused += sum(store.place(phase, unit).is_dir() for unit in phase.units)
-        done = do_units(stage, phase, store, workers, console)
-        outputs.extend(done)
-        return done
 
-    fill = follow(stage.steps(), do)
-    with console.status(f"{stage.name} ..."):
-        finished = put_together(stage, folder, fill, outputs, lambda: [store.tidy(phase) for phase in phases])
-    seconds = time.perf_counter() - started
-    note = f"  ({reused} of {len(outputs)} units reused)" if reused else ""
-    console.print(f"{stage.name:<24} {seconds:7.1f} s  {summary(stage, finished.record)}{note}", highlight=False)
-    return replace(finished, seconds=seconds)
+def run_courses(courses: Sequence["Course"], workers: Workers, console: Console) -> None:
+    """Do all units of stages, phase by phase, those of different stages side by side."""
+    while moving := [course for course in courses if course.phase]:
+        asked = [Asked(course.stage.name, course.phase, course.store) for course in moving if course.phase]
+        for course, done in zip(moving, do_units(asked, workers, console), strict=True):
+            course.go_on(done)
+
+
+class Course:
+    """A stage on its way: the phase that it has come to, and in the end what fills its folder, or what failed."""
+
+    def __init__(self, stage: Stage, store: Store, steps: Steps):
+        self.stage, self.store, self._steps = stage, store, steps
+        self.phase: Phase | None = None
+        self.fill: Fill | None = None
+        self.failed: UnitsFailed | None = None
+        self._phases: list[Phase] = []
+        self._outputs: list[Output] = []
+        self._reused = 0
+        self._seconds = 0.0
+        self._step(None)
+
+    def _step(self, outputs: list[Output] | None) -> None:
+        began = time.perf_counter()
+        try:
+            self.phase = next(self._steps) if outputs is None else self._steps.send(outputs)
+            self._phases.append(self.phase)
+        except StopIteration as end:
+            self.phase, self.fill = None, end.value
+        self._seconds += time.perf_counter() - began
+
+    def go_on(self, done: "Done") -> None:
+        """To the next phase, or to the end."""
+        self._seconds += done.seconds
+        self._reused += done.reused
+        try:
+            outputs = done.whole()
+        except UnitsFailed as failed:
+            self.phase, self.failed = None, failed
+            return
+        self._outputs += outputs
+        self._step(outputs)
+
+    def end(self, output: Path, console: Console) -> Finished:
+        """Put the folder together, and print a line about the stage."""
+        assert self.fill is not None
+        stage, began = self.stage, time.perf_counter()
+        with console.status(f"{stage.name} ..."):
+            finished = put_together(stage, output / stage.name, self.fill, self._outputs, self._tidy)
+        seconds = self._seconds + time.perf_counter() - began
+        note = f"  ({self._reused} of {len(self._outputs)} units reused)" if self._reused else ""
+        console.print(f"{stage.name:<24} {seconds:7.1f} s  {summary(stage, finished.record)}{note}", highlight=False)
+        return replace(finished, seconds=seconds)
+
+    def _tidy(self) -> None:
+        for phase in self._phases:
+            self.store.tidy(phase)
 
 
 def follow(steps: Steps, do: Callable[[Phase], list[Output]]) -> Fill:
@@ -130,22 +179,70 @@ def store_of(stage: Stage, output: Path) -> Store:
     return Store(output / units.FOLDER / stage.name)
 
 
-def do_units(stage: Stage, phase: Phase, store: Store, workers: Workers, console: Console) -> list[Output]:
-    """Do those units of a phase that are missing; returns what all of them have written."""
-    found = store.find(phase)
-    jobs = [
-        Job(unit, store.place(phase, unit)) for unit, output in zip(phase.units, found, strict=True) if output is None
+@dataclass(frozen=True)
+class Asked:
+    """A phase of a stage that is to be done, and where its units lie."""
+
+    stage: str
+    phase: Phase
+    store: Store
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.stage if self.phase.name in self.stage else f"{self.stage}, {self.phase.name}"
+
+    def missing(self) -> list[Job]:
+        found = zip(self.phase.units, self.store.find(self.phase), strict=True)
+        return [Job(unit, self.store.place(self.phase, unit)) for unit, output in found if output is None]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What has become of a phase."""
+
+    asked: Asked
+    failures: list[Failure]
+    reused: int
+    """Units that were there before."""
+    seconds: float
+    """Of the time that all phases took together, a share as of the work."""
+
+    def whole(self) -> list[Output]:
+        """What the units have written. Raises UnitsFailed where some could not be done."""
+        if self.failures:
+            raise UnitsFailed(self.asked.stage, self.failures)
+        return [output for output in self.asked.store.find(self.asked.phase) if output]
+
+
+def do_units(asked: Sequence[Asked], workers: Workers, console: Console) -> list[Done]:
+    """Do those units of some phases that are missing, all of them side by side."""
+    began = time.perf_counter()
+    jobs = [each.missing() for each in asked]
+    owners = {id(job.unit): number for number, own in enumerate(jobs) for job in own}
+    spent = [0.0] * len(asked)
+    failures: list[list[Failure]] = [[] for _ in asked]
+    if owners:
+        name = asked[0].name if len(asked) == 1 else f"{asked[0].stage.partition('/')[0]} of {len(asked)} sources"
+        sizes = [unit.bytes for each in asked for unit in each.phase.units]
+        with progress(name, sizes, [job.unit.bytes for own in jobs for job in own], console) as shown:
+
+            def finished(job: Job, seconds: float) -> None:
+                spent[owners[id(job.unit)]] += seconds
+                shown.add(job.unit.bytes)
+
+            least = max(each.phase.least_bytes for each in asked)
+            threaded = any(each.phase.threaded for each in asked)
+            for failure in workers.run([job for own in jobs for job in own], finished, least, threaded):
+                failures[owners[id(failure.unit)]].append(failure)
+        for each, failed in zip(asked, failures, strict=True):
+            write_failures(failed, each.store)
+    seconds = time.perf_counter() - began
+    work = sum(spent) or 1.0
+    return [
+        Done(each, failed, len(each.phase.units) - len(own), seconds * share / work)
+        for each, own, failed, share in zip(asked, jobs, failures, spent, strict=True)
     ]
-    if jobs:
-        name = stage.name if phase.name in stage.name else f"{stage.name}, {phase.name}"
-        sizes = [unit.bytes for unit in phase.units]
-        with progress(name, sizes, [job.unit.bytes for job in jobs], console) as shown:
-            failures = workers.run(jobs, lambda job: shown.add(job.unit.bytes), phase.least_bytes)
-        if failures:
-            write_failures(failures, store)
-            raise UnitsFailed(stage.name, failures)
-        found = store.find(phase)
-    return [output for output in found if output]
 
 
 def write_failures(failures: Iterable[Any], store: Store) -> None:
@@ -211,8 +308,8 @@ def fill_folder(steps: Steps, target: Path, workers: Workers) -> dict[str, Any]:
     """Do all that a stage consists of and fill a folder with it, without a stage around it."""
     console = Console(quiet=True)
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}") as scratch:
-        stage = Stage(target.name, 1, None, None, lambda: steps)
-        fill = follow(steps, lambda phase: do_units(stage, phase, Store(Path(scratch)), workers, console))
+        store = Store(Path(scratch))
+        fill = follow(steps, lambda phase: do_units([Asked(target.name, phase, store)], workers, console)[0].whole())
         target.mkdir(parents=True, exist_ok=True)
         return fill(target)
 

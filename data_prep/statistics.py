@@ -8,7 +8,7 @@ from data_prep.corpus import documents_by_source
 from data_prep.files import InputError
 from data_prep.shards import Manifest, read_index
 
-CHUNK_TOKENS = 2**22
+CHUNK_TOKENS = 2**18  # Of 64-bit numbers that stay in the cache.
 BLOCK_TOKENS = 2**14
 PERCENTILES = (5, 25, 50, 75, 95)
 

@@ -22,9 +22,11 @@ from data_prep.units import DIGESTS, Phase, Steps, Unit, link
 
 SAMPLE_DOCUMENTS = 64
 SAMPLE_CHARACTERS = 4_000
-# The engine has threads of its own, which keep the cores of a small machine busy.
+# The engine has threads of its own, which keep the cores of a small machine busy; to import and prepare it takes half a second.
 ENCODE_BYTES = 2**30
 GROUP_BYTES = 2**28
+# Enough for its threads to be busy most of the time.
+ENCODED_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class TokenizerConfig:
         content = read_tokenizer(Path(self.path), END_OF_TEXT)
         content, notice = with_end_of_text(content, self.end_of_text, END_OF_TEXT, self.path)
         try:
-            return Tokenizer(content), notice
+            return tokenizer_of(content), notice
         except ValueError as error:
             raise InputError(f"The tokenizer {self.path} cannot be used. {error}") from None
 
@@ -106,6 +108,7 @@ def training_texts(folder: Path, sources: list[str], share: float) -> Iterator[s
 
 def tokenizing(
     tokenizer_folder: Path,
+    fingerprint: str,
     files: Mapping[str, Mapping[str, Sequence[DocumentFile]]],
     sources: list[dict[str, Any]],
     pairs: bool,
@@ -113,7 +116,7 @@ def tokenizing(
 ) -> Steps:
     """The stage that encodes every document, an end-of-text token after each text, and writes shards, manifest and tokenizer.
 
-    `files` are those of each split and source, `sources` the entries of the manifest; `pairs` says that documents have a target.
+    `fingerprint` is the tokenizer's, `files` are those of each split and source, `sources` the entries of the manifest; `pairs` says that documents have a target.
     """
     content = sha256_file(tokenizer_folder / FILE)
     tokenizer = loaded(tokenizer_folder, content)
@@ -132,8 +135,8 @@ def tokenizing(
                 label = " to ".join(file.name for file in (group[0], group[-1])[: len(group)])
                 units.append(Unit(label, call, inputs, sum(file.bytes for file in group)))
                 owners.append((split, name))
-    settings = [tokenizer.fingerprint, dtype, sequences, shard_tokens]
-    outputs = yield Phase("encode", 1, settings, units, ENCODE_BYTES)
+    settings = [fingerprint, dtype, sequences, shard_tokens]
+    outputs = yield Phase("encode", 1, settings, units, ENCODE_BYTES, threaded=True)
 
     def fill(target: Path) -> dict[str, Any]:
         for notice in dict.fromkeys(output.record["notice"] for output in outputs):
@@ -155,7 +158,7 @@ def tokenizing(
             dtype,
             tokenizer.vocab_size,
             tokenizer.end_of_text,
-            tokenizer.fingerprint,
+            fingerprint,
             sources,
             {split: tuple(shards) for split, shards in splits.items()},
             sequences,
@@ -196,8 +199,7 @@ def encode_files(
     encoder = engine()
     end_of_text = encoder.tokenizer.end_of_text
     with ShardWriter(target, split, source, dtype, shard_tokens, sequences) as writer, Behind() as behind:
-        for batch in document.read_files(paths):
-            texts = document.texts_in_turn(batch)
+        for texts in document.read_texts(paths, ENCODED_AT_ONCE):
             ids, lengths = encoder.encode(texts)
             ids = np.insert(ids.astype(dtype), np.cumsum(lengths), end_of_text)
             sizes = document.text_lengths(texts).reshape(-1, sequences).sum(axis=1)
@@ -207,9 +209,15 @@ def encode_files(
 
 
 @lru_cache(1)
-def loaded(folder: Path, content: str) -> Tokenizer:
+def tokenizer_of(content: str) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json`; stages that follow each other have the same."""
+    return Tokenizer(content)
+
+
+@lru_cache(1)
+def loaded(folder: Path, digest: str) -> Tokenizer:
     """The tokenizer of a folder whose file has this digest."""
-    return Tokenizer.load(folder)
+    return tokenizer_of(read_tokenizer(folder, END_OF_TEXT))
 
 
 @lru_cache(1)

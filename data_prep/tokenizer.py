@@ -18,7 +18,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from data_prep.characters import CharacterTable, character_tokenizer, is_of_characters
 from data_prep.files import InputError, fingerprint, write_text
-from data_prep.tokenizer_files import FILE, read_tokenizer
+from data_prep.tokenizer_files import FILE, read_tokenizer, with_member
 from data_prep.unigram import unigram_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
@@ -275,10 +275,11 @@ class Gigatoken:
     def __init__(self, tokenizer: Tokenizer):
         import gigatoken
 
-        content = json.loads(tokenizer.content)
         # A token that it does not know cannot be read into a document.
-        content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
-        self._engine = gigatoken.Tokenizer.from_json(json.dumps(content))
+        content = with_member(
+            tokenizer.content, "added_tokens", lambda tokens: [token for token in tokens if not token["special"]]
+        )
+        self._engine = gigatoken.Tokenizer.from_json(content)
 
     def encode(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all texts one after another, and the number of ids of each."""

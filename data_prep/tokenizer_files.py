@@ -1,6 +1,8 @@
 """Tokenizers in files of other projects: GPT-2's pair of a vocabulary and merges, and `tokenizer.json` with another end of text."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +118,34 @@ def renamed(content: str, token: str, name: str) -> str:
     for entry in parsed["added_tokens"]:
         entry["special"] |= entry["content"] == name
     return json.dumps(parsed, ensure_ascii=False, indent=2)
+
+
+DECODER = json.JSONDecoder()
+BLANK = re.compile(r"[ \t\n\r]*")
+
+
+def with_member(content: str, name: str, change: Callable[[Any], Any]) -> str:
+    """A JSON object with another value for one of its members; what stands after it, most of a tokenizer, is not parsed.
+
+    Raises:
+        ValueError: it is no such object.
+    """
+
+    def after(place: int, mark: str) -> int:
+        place = blank(place)
+        if content[place : place + 1] != mark:
+            raise ValueError(f"character {place} is not {mark!r}")
+        return blank(place + 1)
+
+    def blank(place: int) -> int:
+        found = BLANK.match(content, place)
+        return found.end() if found else place
+
+    place = after(0, "{")
+    while True:
+        key, place = DECODER.raw_decode(content, place)
+        start = after(place, ":")
+        value, place = DECODER.raw_decode(content, start)
+        if key == name:
+            return content[:start] + json.dumps(change(value)) + content[place:]
+        place = after(place, ",")

@@ -53,6 +53,8 @@ class Phase:
     units: Sequence[Unit]
     least_bytes: int = 16 * 2**20
     """Processes take a second or two to start: what reads fewer bytes in all is done sooner without them."""
+    threaded: bool = False
+    """Whether a unit keeps the cores busy by itself: processes that have been started before are then worth no more than new ones."""
     scratch: bool = False
     """Whether what they write is of no use once the stage is complete."""
     alone: bool = False

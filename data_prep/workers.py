@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from data_prep import document, units
 from data_prep.files import InputError, sentence_of
-from data_prep.process_memory import peak_resident_bytes
+from data_prep.process_memory import keep_freed_memory, peak_resident_bytes
 from data_prep.units import Unit
 
 TRIES = 3
@@ -86,38 +87,48 @@ class Workers:
     """The most memory that one of the processes has held so far, in bytes; this one counts where it does units itself."""
     _free: list["Worker"] = field(default_factory=list)
 
-    def run(self, jobs: Sequence[Job], finished: Callable[[Job], None], least_bytes: int = IDLE_BYTES) -> list[Failure]:
+    def run(
+        self,
+        jobs: Sequence[Job],
+        finished: Callable[[Job, float], None],
+        least_bytes: int = IDLE_BYTES,
+        threaded: bool = False,
+    ) -> list[Failure]:
         """Do all units, in any order; returns those that failed, in theirs.
 
-        Units that read fewer than `least_bytes` in all are not worth the start of processes.
+        Args:
+            finished: Called for each that went well, with the seconds that it took.
+            least_bytes: Units that read fewer in all are not worth the start of processes.
+            threaded: As of `Phase`.
         """
         wide = [job for job in jobs if job.unit.wide]
         narrow = [job for job in jobs if not job.unit.wide]
         failures = list(self._here(wide, finished))
-        least = min(least_bytes, IDLE_BYTES) if self._free else least_bytes
+        least = min(least_bytes, IDLE_BYTES) if self._free and not threaded else least_bytes
         alone = self.count == 1 or len(narrow) < 2 or sum(job.unit.bytes for job in narrow) < least
         failures += self._here(narrow, finished) if alone else self._there(narrow, finished)
         order = {id(job.unit): number for number, job in enumerate(jobs)}
         return sorted(failures, key=lambda failure: order[id(failure.unit)])
 
-    def _here(self, jobs: Sequence[Job], finished: Callable[[Job], None]) -> Iterator[Failure]:
+    def _here(self, jobs: Sequence[Job], finished: Callable[[Job, float], None]) -> Iterator[Failure]:
         for job in jobs:
             for number in range(1, TRIES + 1):
+                began = time.perf_counter()
                 problem = attempt(job, self.count)
                 self.peak = max(self.peak, peak_resident_bytes())
                 if problem is None:
-                    finished(job)
+                    finished(job, time.perf_counter() - began)
                     break
                 again, sentence, trace = problem
                 if not again or number == TRIES:
                     yield Failure(job.unit, tried(sentence, number), trace)
                     break
 
-    def _there(self, jobs: Sequence[Job], finished: Callable[[Job], None]) -> list[Failure]:
+    def _there(self, jobs: Sequence[Job], finished: Callable[[Job, float], None]) -> list[Failure]:
         # What is large first: a long one at the end would leave the others idle.
         waiting = deque(sorted(jobs, key=lambda job: -job.unit.bytes))
         tries = dict.fromkeys(map(id, jobs), 0)
-        busy: dict[Worker, Job] = {}
+        busy: dict[Worker, tuple[Job, float]] = {}
         failures: list[Failure] = []
         try:
             while waiting or busy:
@@ -125,20 +136,20 @@ class Workers:
                     worker = self._free.pop() if self._free else Worker(max(1, cores() // self.count))
                     job = waiting.popleft()
                     if worker.send(job):
-                        busy[worker] = job
+                        busy[worker] = job, time.perf_counter()
                     else:
                         waiting.appendleft(job)
                 ready = wait([sign for worker in busy for sign in (worker.pipe, worker.process.sentinel)])
                 for worker in [worker for worker in busy if {worker.pipe, worker.process.sentinel} & set(ready)]:
                     if worker.started():
                         continue
-                    job = busy.pop(worker)
+                    job, began = busy.pop(worker)
                     alive, problem, peak = worker.receive()
                     self.peak = max(self.peak, peak)
                     if alive:
                         self._free.append(worker)
                     if problem is None:
-                        finished(job)
+                        finished(job, time.perf_counter() - began)
                         continue
                     again, sentence, trace = problem
                     tries[id(job)] += 1
@@ -170,7 +181,8 @@ def cores() -> int:
 
 @contextmanager
 def workers(count: int) -> Iterator[Workers]:
-    """So many workers, 0 for one a core that this process may use."""
+    """So many workers, 0 for one a core that this process may use. It does units itself too."""
+    prepare_memory()
     pool = Workers(count or cores())
     try:
         yield pool
@@ -230,9 +242,17 @@ class Worker:
         self.process.join()
 
 
+def prepare_memory() -> None:
+    """What a process that does units does first: it holds batch after batch, each in the memory of those before."""
+    if keep_freed_memory():
+        # Arrow's own allocator gives memory back after a hundredth of a second.
+        pa.set_memory_pool(pa.system_memory_pool())
+
+
 def prepare_process(threads: int = 1) -> None:
     """What a process that works for another one does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer.
+    prepare_memory()
     pa.set_cpu_count(threads)
     with suppress(OSError):
         pa.set_io_thread_count(1)

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 
 from data_prep.files import InputError
-from pipeline.allocator import keep_freed_memory
+from data_prep.process_memory import keep_freed_memory
 from pipeline.callbacks.checkpoints import Checkpoints
 from pipeline.callbacks.few_shot import FewShot, FewShotInTraining
 from pipeline.callbacks.gauges import LayerNorms, MemoryByRank

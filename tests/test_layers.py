@@ -12,7 +12,6 @@ FILES = sorted(p.relative_to(ROOT) for package in ("pipeline", "data_prep") for 
 # What each part of `pipeline` may import of it. A part that is not named here must be given its place.
 ALLOWED = {
     "layers": {"layers"},
-    "allocator": set(),
     "budget": set(),
     "exit_codes": set(),
     "run_state": set(),
@@ -65,11 +64,11 @@ ALLOWED = {
     "evaluation": {"evaluation", "models", "checkpoint", "generation", "batch", "loss", "state_files", "data", "inspection", "spikes"},
     "reporting": {"reporting"},
     "training_cli": {
-        "distributed", "allocator", "callbacks", "task", "data", "models", "checkpoint", "tracking", "optim", "schedule",
+        "distributed", "callbacks", "task", "data", "models", "checkpoint", "tracking", "optim", "schedule",
         "step_loop", "run_state", "exit_codes", "slurm", "state_files", "spikes", "planning", "trainer_defaults",
     },
     "commands": {
-        "allocator", "commands", "evaluation", "generation", "checkpoint", "reporting", "budget", "inspection", "interchange",
+        "commands", "evaluation", "generation", "checkpoint", "reporting", "budget", "inspection", "interchange",
         "models", "state_files", "planning", "slurm", "run_state", "exit_codes", "metrics", "step_records",
         "tracking",
     },

@@ -51,6 +51,12 @@ def timed(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counte
     return clock() - began
 
 
+def in_a_new_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a call in a process of its own, which has neither memory at hand nor words seen."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
 def on_one_core(work: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a call in a process of its own that is held to one core, so that no side has more threads than the other."""
     context = multiprocessing.get_context("spawn")

@@ -12,8 +12,8 @@ from rich.console import Console
 from data_prep.configuration import DataConfig
 from data_prep.files import InputError
 from data_prep.progress import progress
-from data_prep.run import reach
-from data_prep.stages import Finished, Stage, do_units, exclusive, follow, perform, store_of
+from data_prep.run import one_by_one, reach
+from data_prep.stages import Asked, Finished, Stage, current, do_units, exclusive, follow, perform, store_of
 from data_prep.units import Output, Phase
 from data_prep.workers import Job, UnitsFailed, workers
 
@@ -50,12 +50,6 @@ class Front:
     """Whether an array of jobs is for it."""
 
 
-def current(stage: Stage, output: Path) -> Finished | None:
-    """The stage, where it is up to date."""
-    finished = Finished.read(output / stage.name)
-    return finished if finished and finished.fingerprint == stage.fingerprint else None
-
-
 def whole(found: Sequence[Output | None]) -> list[Output]:
     """What the units of a phase have written; raises UnitsMissing where one is missing."""
     if None in found:
@@ -90,7 +84,7 @@ def survey(config: DataConfig, last: str) -> list[Front]:
             pass
         return None
 
-    reach(config, last, bring)
+    reach(config, last, one_by_one(bring))
     return fronts
 
 
@@ -124,12 +118,12 @@ def do_share(
                     console.print(f"{stage.name}, {phase.name}: {len(mine)} of {len(found)} units", highlight=False)
                     sizes = [job.unit.bytes for job in mine]
 
-                    def after(job: Job) -> None:
+                    def after(job: Job, _: float) -> None:
                         shown.add(job.unit.bytes)
                         finished()
 
                     with progress(stage.name, sizes, sizes, console) as shown:
-                        failures = pool.run(mine, after, phase.least_bytes)
+                        failures = pool.run(mine, after, phase.least_bytes, phase.threaded)
                     for failure in failures:
                         console.print(failure.trace, markup=False, highlight=False)
                     failed.extend(map(str, failures))
@@ -144,7 +138,7 @@ def do_share(
                 failed.append(str(error))
             return None
 
-        reach(config, last, bring)
+        reach(config, last, one_by_one(bring))
     return failed
 
 
@@ -167,12 +161,14 @@ def advance(config: DataConfig, last: str, processes: int, console: Console) -> 
                     missing = found.count(None)
                     console.print(f"{stage.name}, {phase.name}: {missing} of {len(found)} units left", highlight=False)
                     raise UnitsMissing
-                do_units(stage, phase, store, pool, console)
-                return whole(store.find(phase))
+                return do_units([Asked(stage.name, phase, store)], pool, console)[0].whole()
 
             try:
                 follow(stage.steps(), do)
-                return perform(stage, output, pool, console)
+                [finished] = perform([stage], output, pool, console)
+                if isinstance(finished, Finished):
+                    return finished
+                raise finished
             except UnitsMissing:
                 return None
             except UnitsFailed as error:
@@ -181,5 +177,5 @@ def advance(config: DataConfig, last: str, processes: int, console: Console) -> 
                 failed.append(str(error))
             return None
 
-        reach(config, last, bring)
+        reach(config, last, one_by_one(bring))
     return failed

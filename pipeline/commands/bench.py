@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace, options: list[str]) -> int:
         raise InputError(f"--ranks is {arguments.ranks}: it must be at least 1")
     import torch
 
-    from pipeline.allocator import keep_freed_memory
+    from data_prep.process_memory import keep_freed_memory
     from pipeline.metrics import processor
     from pipeline.planning import measure
     from pipeline.planning.hardware import default_bench_file, nearest_preset, this_cpu

@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     for library in ("lm_eval", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
 
-    from pipeline.allocator import keep_freed_memory
+    from data_prep.process_memory import keep_freed_memory
     from pipeline.checkpoint import load_run
     from pipeline.evaluation import ranks
     from pipeline.evaluation.harness import PipelineLM

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"{arguments.prompts} has no line: write one prompt a line")
     import torch
 
-    from pipeline.allocator import keep_freed_memory
+    from data_prep.process_memory import keep_freed_memory
     from pipeline.checkpoint import load_run
     from pipeline.generation.beam import Beam
     from pipeline.generation.decoding import decode

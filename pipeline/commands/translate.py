@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from pipeline.allocator import keep_freed_memory
+    from data_prep.process_memory import keep_freed_memory
     from pipeline.checkpoint import load_run
     from pipeline.generation.beam import Beam
 

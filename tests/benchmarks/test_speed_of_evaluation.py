@@ -13,8 +13,8 @@ from evaluation.conftest import spread_out
 from evaluation.twins import as_fast, as_gpt2, hflm
 from lm_eval.api.instance import Instance
 
+from data_prep.process_memory import keep_freed_memory
 from data_prep.tokenizer import Tokenizer
-from pipeline.allocator import keep_freed_memory
 from pipeline.evaluation.harness import PipelineLM
 from pipeline.models.transformer import TransformerConfig
 

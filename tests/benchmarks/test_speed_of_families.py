@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.allocator import keep_freed_memory
+from data_prep.process_memory import keep_freed_memory
 from pipeline.generation.sampling import generate
 from pipeline.loss import token_nll
 from pipeline.models.base import EncoderDecoder, LanguageModel

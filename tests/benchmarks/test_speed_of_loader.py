@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from data_prep.process_memory import keep_freed_memory
 from data_prep.shards import Manifest, ShardWriter
-from pipeline.allocator import keep_freed_memory
 from pipeline.batch import Windows
 from pipeline.loader import TrainingLoader
 

@@ -16,7 +16,7 @@ import yaml
 from lightning import Callback
 from torch import nn
 
-from pipeline.allocator import keep_freed_memory
+from data_prep.process_memory import keep_freed_memory
 from pipeline.cli import main
 from pipeline.layers.head import Targets
 from pipeline.models.transformer import Transformer, TransformerConfig

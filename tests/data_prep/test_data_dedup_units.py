@@ -92,7 +92,9 @@ def run(files: dict[str, list[DocumentFile]], output: Path, workers: int = 1, co
     stage = Stage("unique", 1, config.settings(), inputs, lambda: changed(deduplicating(files, config), change))
     output.mkdir(exist_ok=True)
     with running(workers) as pool:
-        return perform(stage, output, pool, Console(quiet=True))
+        [finished] = perform([stage], output, pool, Console(quiet=True))
+        assert isinstance(finished, Finished)
+        return finished
 
 
 def units_done(output: Path) -> Counter[str]:
@@ -239,7 +241,7 @@ def run_until_killed(texts: Path, output: Path, workers: int) -> None:
     stage = Stage("unique", 1, CONFIG.settings(), inputs, lambda: changed(deduplicating(files, CONFIG), change))
     disk_arrays.PART_BYTES, dedup.COMPARED_BYTES = 2**16, 2**12
     with running(workers) as pool:
-        perform(stage, output, pool, Console(quiet=True))
+        perform([stage], output, pool, Console(quiet=True))
 
 
 @pytest.mark.slow

@@ -5,12 +5,13 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from data_prep import recipe, stages, units
+from data_prep import recipe, units
 from data_prep.cli import main
 from data_prep.decontaminate import DecontaminateConfig
 from data_prep.dedup import DedupConfig
@@ -114,28 +115,26 @@ def test_shares_and_what_is_not_divided_make_in_turn_the_bytes_of_a_local_run(se
 def test_as_many_arrays_are_planned_as_the_stages_have_phases_of_many_units(several, monkeypatch, fuzzy):
     config = replace(several, dedup=DedupConfig(fuzzy=fuzzy))
     seen: dict[str, list[list[str]]] = {}
-    verbs: list[str] = []
-    original = stages.follow
-    for verb, of_verb in recipe.STAGES.items():
 
-        def noted(*arguments, verb=verb, of_verb=of_verb):
-            verbs.append(verb)
-            return of_verb(*arguments)
+    def recorded(verb, steps):
+        groups = [[]]
+        course = steps()
+        try:
+            phase = next(course)
+            while True:
+                groups.append([]) if phase.alone else groups[-1].append(phase.name)
+                phase = course.send((yield phase))
+        except StopIteration as end:
+            seen[verb] = [group for group in groups if group]
+            return end.value
+
+    for verb, rounds in recipe.STAGES.items():
+
+        def noted(*arguments, verb=verb, rounds=rounds):
+            for each in rounds(*arguments):
+                yield [replace(stage, steps=partial(recorded, verb, stage.steps)) for stage in each]
 
         monkeypatch.setitem(recipe.STAGES, verb, noted)
-
-    def follow(steps, do):
-        groups = [[]]
-
-        def noted(phase):
-            groups.append([]) if phase.alone else groups[-1].append(phase.name)
-            return do(phase)
-
-        fill = original(steps, noted)
-        seen[verbs[-1]] = [group for group in groups if group]
-        return fill
-
-    monkeypatch.setattr(stages, "follow", follow)
     run(config, "mix", QUIET)
     planned = mapped_phases(config)
     assert {verb: groups for verb, groups in seen.items() if groups} == {

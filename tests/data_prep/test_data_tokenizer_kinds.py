@@ -21,7 +21,7 @@ from data_prep.python_sources import PythonDocs
 from data_prep.shards import Manifest
 from data_prep.tokenization import TokenizerConfig
 from data_prep.tokenizer import Encoder, Tokenizer
-from data_prep.tokenizer_files import with_end_of_text
+from data_prep.tokenizer_files import with_end_of_text, with_member
 
 ODD = ["", " ", "naïve 数学 👩‍👩‍👧 e\u0301\r\n\x00", "a<|endoftext|>b", "\ufffd", "the end\n\n"]
 
@@ -223,3 +223,24 @@ def test_a_corpus_of_each_kind_is_made_and_verified_and_the_verb_prints_fertilit
     ratio = size / (tokens - sum(shard.documents for shard in shards))
     assert np.isclose(ratio, 1.0) == (kind == "char")
     assert f"{ratio:.3f}" in printed
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"version": "1.0", "added_tokens": [1, 2], "model": {"vocab": {'"added_tokens":[': 0}}},
+        {"model": {"added_tokens": [7], "vocab": {"a": 0}}, "truncation": None, "added_tokens": [1, 2]},
+        {"added_tokens": [], "pad": "\\"},
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_member_of_a_json_object_is_changed_wherever_it_stands(content, indent):
+    changed = json.loads(with_member(json.dumps(content, indent=indent), "added_tokens", lambda found: [*found, 3]))
+    assert changed == {**content, "added_tokens": [*content["added_tokens"], 3]}
+    assert list(changed) == list(content)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}", '{"a": 1}', '{"a": 1,, "b": 2}', '{"a" 1}', '{"a": '])
+def test_a_member_that_is_not_there_is_an_error(content):
+    with pytest.raises(ValueError, match="character|Expecting"):
+        with_member(content, "b", lambda found: found)

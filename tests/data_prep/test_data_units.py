@@ -143,7 +143,7 @@ def pool(request):
 def run_jobs(pool: Workers, folder: Path, *units: Unit) -> tuple[list[str], list[str]]:
     finished: list[str] = []
     failures = pool.run(
-        [Job(each, folder / each.name) for each in units], lambda job: finished.append(job.unit.name), 0
+        [Job(each, folder / each.name) for each in units], lambda job, seconds: finished.append(job.unit.name), 0
     )
     return sorted(finished), [str(failure) for failure in failures]
 
@@ -252,7 +252,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def always_in_processes(monkeypatch) -> None:
     """However little there is to do."""
     do = Workers.run
-    monkeypatch.setattr(Workers, "run", lambda pool, jobs, finished, least: do(pool, jobs, finished, 0))
+    monkeypatch.setattr(Workers, "run", lambda pool, jobs, finished, *_: do(pool, jobs, finished, 0))
 
 
 def run(config: Path, *options: str) -> int:
@@ -323,7 +323,7 @@ def send_and_kill(worker, job):
     return send(worker, job)
 
 workers.Worker.send = send_and_kill
-workers.Workers.run = lambda pool, jobs, finished, least_bytes: run(pool, jobs, finished, 0)
+workers.Workers.run = lambda pool, jobs, finished, *_: run(pool, jobs, finished, 0)
 
 if __name__ == "__main__":
     status = main(sys.argv[3:])
