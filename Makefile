@@ -39,7 +39,8 @@ test: install
 	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses auto
 
 test-all: test
-	$(RUN) pytest -m slow
+	OMP_NUM_THREADS=1 $(RUN) pytest -m "slow and not alone" --numprocesses auto
+	$(RUN) pytest -m "slow and alone"
 
 # A cluster for each of three workers, which wait more than they compute.
 test-slurm: install

@@ -31,8 +31,8 @@ from data_prep.tokenizer import Gigatoken, Tokenizer
 TRAINED_ON = 32e6
 TEXTS_AT_ONCE = 1000
 OF_GIGATOKEN, OF_TOKENIZERS = 0.7, 8
-GIGATOKEN_CALLS = {"gigatoken": 1, "gigatoken, third call": 3}
-"""Which call counts: the first of its process, as a corpus is encoded once; and for comparison one that finds its memory at hand."""
+GIGATOKEN_CALLS = {"gigatoken": 1, "gigatoken warm": 3}
+"""Which call of a process counts: the first, as a corpus is encoded once; and for comparison the third, which finds its memory at hand."""
 
 
 def measure(corpus: Corpus, options: BenchOptions, folder: Path) -> list[Row]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +23,7 @@ TITLES = {
 
 def print_rows(rows: Sequence[Row], console: Console) -> None:
     for measure in dict.fromkeys(row.measure for row in rows):
-        table = Table(title=TITLES[measure], title_justify="left")
+        table = Table(title=TITLES[measure], title_justify="left", box=box.SIMPLE_HEAD)
         for head in ("corpus", "", "beside"):
             table.add_column(head, no_wrap=True)
         for head in ("MB/s", "beside", "ratio", "wanted"):

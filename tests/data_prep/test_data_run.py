@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 
 from data_prep import corpus as corpus_files
-from data_prep import document, verification
+from data_prep import document, tokenization, verification
 from data_prep.cli import main
 from data_prep.files import InputError
 from data_prep.recipe import STAGES
@@ -108,6 +108,17 @@ def test_tokens_of_every_split_decode_to_the_documents_put_in(corpus, config_for
     assert sorted(found) == sorted(path.read_text() for path in corpus.iterdir())
     sizes = [shard.text_bytes for shards in manifest.splits.values() for shard in shards]
     assert sum(sizes) == sum(path.stat().st_size for path in corpus.iterdir())
+
+
+def test_how_much_is_encoded_at_once_changes_no_token(corpus, config_for, prepare, tmp_path, monkeypatch):
+    folders = []
+    for size in (2**23, 3000, 1):
+        monkeypatch.setattr(document, "ROW_GROUP_BYTES", 1000)
+        monkeypatch.setattr(tokenization, "ENCODED_AT_ONCE", size)
+        folders.append(tmp_path / f"out{size}")
+        prepare(config_for(corpus, output=str(folders[-1])), "tokenize")
+    whole, *others = (content(folder / "tokens") for folder in folders)
+    assert all(other == whole for other in others)
 
 
 def test_adding_documents_moves_none_between_splits(corpus, config_for, prepare, tmp_path):

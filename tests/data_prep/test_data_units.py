@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -302,6 +303,60 @@ def test_a_bad_line_stops_its_unit_alone_and_mended_is_all_that_is_read(crawl, t
     write_lines(other, 3)
     assert run(crawl) == 0
     assert re.search(r"documents/web .*\(2 of 4 units reused\)\n", capsys.readouterr().out)
+
+
+def two_sources(crawl: Path, tmp_path: Path) -> Path:
+    """The configuration with its files divided between two sources."""
+    config = yaml.safe_load(crawl.read_text())
+    kind = config["sources"]["web"]["class_path"]
+    files = {"even": [0, 2], "odd": [1, 3]}
+    config["sources"] = {
+        name: {"class_path": kind, "init_args": {"files": [f"{tmp_path}/crawl/{k}.jsonl" for k in own]}}
+        for name, own in files.items()
+    }
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_sources_are_worked_on_side_by_side_and_share_the_time(crawl, tmp_path, monkeypatch, capsys):
+    config = two_sources(crawl, tmp_path)
+    given: list[list[str]] = []
+    do = Workers.run
+
+    def noted(pool, jobs, *more):
+        given.append([job.unit.name for job in jobs])
+        return do(pool, jobs, *more)
+
+    monkeypatch.setattr(Workers, "run", noted)
+    began = time.perf_counter()
+    assert run(config) == 0
+    passed = time.perf_counter() - began
+    collected, filtered = given[:2]
+    assert [Path(name).name for name in collected] == ["0.jsonl", "2.jsonl", "1.jsonl", "3.jsonl"]
+    assert [Path(name).name for name in filtered] == [
+        f"{name}-0000{k}.parquet" for name in ("even", "odd") for k in (0, 1)
+    ]
+    printed = capsys.readouterr().out
+    lines = re.findall(r"^(\S+) +(\d+\.\d) s ", printed, re.MULTILINE)
+    assert [name for name, _ in lines[:4]] == ["documents/even", "documents/odd", "filtered/even", "filtered/odd"]
+    assert sum(float(seconds) for _, seconds in lines) <= passed + 0.05 * len(lines)
+
+
+def test_a_source_that_fails_leaves_the_others_of_its_stage_finished(crawl, tmp_path, capsys):
+    config = two_sources(crawl, tmp_path)
+    bad = tmp_path / "crawl/1.jsonl"
+    good = bad.read_text()
+    bad.write_text(good.replace("{", "[", 1))
+    assert run(config) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {bad} line 1 is not JSON")
+    assert [line.split()[0] for line in printed.out.splitlines()] == ["documents/even"]
+    bad.write_text(good)
+    assert run(config) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^documents/even +unchanged ", printed, re.MULTILINE)
+    assert re.search(r"^documents/odd .*\(1 of 2 units reused\)$", printed, re.MULTILINE)
 
 
 KILLING = """
