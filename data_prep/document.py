@@ -230,12 +230,13 @@ def read_texts(paths: Sequence[Path], size: int) -> Iterator[pa.Array]:
         held: list[pa.Array] = []
         bytes_held, place = 0, ""
         for path, first, table in tables_of(paths, columns=SIDES):
-            place = place or f"{path}, documents {first} ff."
-            held += [texts_in_turn(batch) for batch in table.combine_chunks().to_batches()]
-            bytes_held += table.nbytes
-            if bytes_held >= size:
+            # A large row group by itself: an array holds at most 2 GB.
+            if held and bytes_held + table.nbytes > size:
                 yield place, pa.concat_arrays(held)
                 held, bytes_held, place = [], 0, ""
+            place = place or f"{path}, from document {first} on"
+            held += [texts_in_turn(batch) for batch in table.combine_chunks().to_batches()]
+            bytes_held += table.nbytes
         if held:
             yield place, pa.concat_arrays(held)
 

@@ -41,21 +41,21 @@ def fertility(tokenizer: Tokenizer, folder: Path, sources: list[str]) -> dict[st
 def beginning(parquet: pq.ParquetFile, group: int, size: int) -> pa.Array:
     """The first texts of a row group, as many as `size` bytes hold, but at least one."""
     parts: list[pa.Array] = []
-    held = 0
+    left = size
     # Only what is asked for is decompressed.
     for batch in parquet.iter_batches(READ_DOCUMENTS, row_groups=[group], use_threads=False):
         texts = document.texts_in_turn(batch)
-        ends = held + np.cumsum(document.text_lengths(texts))
-        parts.append(texts)
-        held = int(ends[-1])
-        if held > size:
-            parts[-1] = texts.slice(0, int(np.searchsorted(ends, size, side="right")))
+        ends = np.cumsum(document.text_lengths(texts))
+        fitting = int(np.searchsorted(ends, left, side="right"))
+        parts.append(texts.slice(0, fitting if parts else max(fitting, 1)))
+        if fitting < len(texts):
             break
-    texts = pa.concat_arrays(parts)
-    return texts if len(texts) else parts[-1]
+        left -= int(ends[-1])
+    return pa.concat_arrays(parts)
 
 
 def sample_counts(tokenizer: Tokenizer, texts: pa.Array) -> dict[str, int]:
+    """What `fertility` counts, of these texts."""
     sample = texts.to_pylist()
     tokens = sum(map(len, tokenizer.encode_batch(sample)))
     words = sum(len(text.split()) for text in sample)

@@ -26,7 +26,7 @@ SAMPLE_CHARACTERS = 4_000
 ENCODE_BYTES = 2**30
 GROUP_BYTES = 2**28
 # Enough for its threads to be busy most of the time.
-ENCODED_AT_ONCE = 2**23
+ENCODED_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def test_tokens_of_every_split_decode_to_the_documents_put_in(corpus, config_for
 
 def test_how_much_is_encoded_at_once_changes_no_token(corpus, config_for, prepare, tmp_path, monkeypatch):
     folders = []
-    for size in (2**23, 3000, 1):
+    for size in (2**24, 3000, 1):
         monkeypatch.setattr(document, "ROW_GROUP_BYTES", 1000)
         monkeypatch.setattr(tokenization, "ENCODED_AT_ONCE", size)
         folders.append(tmp_path / f"out{size}")

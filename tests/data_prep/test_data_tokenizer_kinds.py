@@ -8,6 +8,7 @@ from pydoc_data.topics import topics
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
@@ -15,7 +16,7 @@ from tokenizers import models, pre_tokenizers
 from data_prep import document
 from data_prep.cli import main
 from data_prep.document import DocumentWriter
-from data_prep.fertility import fertility
+from data_prep.fertility import beginning, fertility
 from data_prep.files import InputError
 from data_prep.python_sources import PythonDocs
 from data_prep.shards import Manifest
@@ -199,6 +200,20 @@ def test_the_sample_of_a_large_source_is_bounded_and_spread(tmp_path, monkeypatc
             writer.add(pa.record_batch({"id": [str(k + j) for j in range(50)], "text": ["word " * 20] * 50}))
     counts = fertility(Tokenizer.train_characters(["word "], 20), tmp_path, ["a"])["a"]
     assert counts == {"texts": 80, "text_bytes": 8000, "words": 1600, "tokens": 8000}
+
+
+@pytest.mark.parametrize("size", [0, 1, 4, 9, 10, 11, 630, 640, 645, 10**6])
+@pytest.mark.parametrize("lengths", [[10] * 200, [1000, 1, 1], [1] * 63 + [5, 600, 7], [3]])
+@pytest.mark.parametrize("sides", [["text"], ["text", "target"]])
+def test_the_beginning_of_a_row_group_is_what_fits_but_one_text_at_least(tmp_path, size, lengths, sides):
+    with DocumentWriter(tmp_path, "a") as writer:
+        columns = {side: [chr(97 + k % 26) * length for k, length in enumerate(lengths)] for side in sides}
+        writer.add(pa.record_batch({"id": list(map(str, range(len(lengths)))), **columns}))
+    texts = [text for row in zip(*columns.values(), strict=True) for text in row]
+    ends = np.cumsum([len(text) for text in texts])
+    with pq.ParquetFile(tmp_path / "a-00000.parquet") as parquet:
+        found = beginning(parquet, 0, size).to_pylist()
+    assert found == texts[: max(1, int((ends <= size).sum()))]
 
 
 @pytest.mark.parametrize("kind", ["char", "unigram"])
