@@ -3,12 +3,14 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from data_prep import document
 from data_prep.document import DocumentFile
@@ -198,7 +200,8 @@ def encode_files(
     """Write the documents of some files of one split and source as shards, which are numbered from 0."""
     encoder = engine()
     end_of_text = encoder.tokenizer.end_of_text
-    with ShardWriter(target, split, source, dtype, shard_tokens, sequences) as writer, Behind() as behind:
+    shards = ShardWriter(target, split, source, dtype, shard_tokens, sequences)
+    with buffers_from_the_heap(), shards as writer, Behind() as behind:
         for texts in document.read_texts(paths, ENCODED_AT_ONCE):
             ids, lengths = encoder.encode(texts)
             ids = np.insert(ids.astype(dtype), np.cumsum(lengths), end_of_text)
@@ -206,6 +209,17 @@ def encode_files(
             behind.do(writer.add, ids, lengths + 1, sizes)
     digests = {f"{shard.file}.{suffix}": each for shard in writer.shards for suffix, each in shard.sha256.items()}
     return {"notice": encoder.notice, "shards": [asdict(shard) for shard in writer.shards], DIGESTS: digests}
+
+
+@contextmanager
+def buffers_from_the_heap() -> Iterator[None]:
+    """Arrow's own allocator gives memory back after a hundredth of a second, and takes as long to have it again as the encoder to fill it."""
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(usual)
 
 
 @lru_cache(1)

@@ -184,7 +184,7 @@ def cores() -> int:
 @contextmanager
 def workers(count: int) -> Iterator[Workers]:
     """So many workers, 0 for one a core that this process may use. It does units itself too."""
-    prepare_memory()
+    keep_freed_memory()  # One batch after another is in the memory of those before.
     pool = Workers(count or cores())
     try:
         yield pool
@@ -244,17 +244,10 @@ class Worker:
         self.process.join()
 
 
-def prepare_memory() -> None:
-    """What a process that does units does first: it holds batch after batch, each in the memory of those before."""
-    if keep_freed_memory():
-        # Arrow's own allocator gives memory back after a hundredth of a second.
-        pa.set_memory_pool(pa.system_memory_pool())
-
-
 def prepare_process(threads: int = 1) -> None:
     """What a process that works for another one does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer.
-    prepare_memory()
+    keep_freed_memory()
     pa.set_cpu_count(threads)
     with suppress(OSError):
         pa.set_io_thread_count(1)
