@@ -39,8 +39,7 @@ test: install
 	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses auto
 
 test-all: test
-	OMP_NUM_THREADS=1 $(RUN) pytest -m "slow and not alone" --numprocesses auto
-	$(RUN) pytest -m "slow and alone"
+	$(RUN) pytest -m slow
 
 # A cluster for each of three workers, which wait more than they compute.
 test-slurm: install

@@ -68,7 +68,6 @@ HOW = {
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.parametrize("how", HOW)
 def test_the_rank_that_stands_still_is_named_with_its_stacks(how, tokens_folder, tmp_path):
     late = {
@@ -106,7 +105,6 @@ def test_the_rank_that_stands_still_is_named_with_its_stacks(how, tokens_folder,
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_long_validation_and_a_slow_save_are_no_standstill(tokens_folder, tmp_path):
     """Each takes longer than the watchdog waits, of one rank only while the other has long been through with its part."""
     slow = {"class_path": "stopping.SlowBatches", "init_args": {"seconds": 1.2, "rank": 1}}
@@ -126,7 +124,6 @@ def test_a_long_validation_and_a_slow_save_are_no_standstill(tokens_folder, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_process_that_was_suspended_and_goes_on_is_left_alone(tokens_folder, tmp_path):
     slow = {"class_path": "stopping.SlowSteps", "init_args": {"seconds": 0.1}}
     program = [sys.executable, "-m", "pipeline", *command(tmp_path, tokens_folder, slow, ranks=1, timeout=5)]

@@ -183,7 +183,6 @@ def test_a_hub_that_never_answers_is_not_waited_for(hanging, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_hub_that_never_answers_costs_a_process_seconds(hanging, tmp_path):
     program = textwrap.dedent(
         """

@@ -142,7 +142,6 @@ def test_ranks_that_the_first_process_started_end_with_it(group, tokens_folder, 
     assert [row[0] for row in rows if row[1]] == [str(step) for step in range(1, STEPS + 1)]
 
 
-@pytest.mark.alone
 def test_a_second_ctrl_c_stops_at_once(tokens_folder, tmp_path):
     slow = [{"class_path": "stopping.SlowSteps", "init_args": {"seconds": 5.0}}]
     fit = Fit(tmp_path, tokens_folder, callbacks=slow, data__micro_batch=16)
