@@ -51,6 +51,10 @@ def ask(*words: str, refusal: str = "") -> str:
         raise InputError(
             f"{words[0]} has had no answer for {SECONDS_TO_ANSWER} s: Slurm's controller may be down, so try again later"
         ) from None
+    if done.returncode < 0:
+        raise InputError(
+            f"{refusal or words[0]}: {words[0]} was ended by {signal.Signals(-done.returncode).name} before its answer"
+        )
     if done.returncode:
         reason = reason_in(done.stderr or done.stdout)
         if "configuration source" in reason:
@@ -198,9 +202,10 @@ def cancel(job_ids: Sequence[str]) -> None:
 def requeue(job_id: str, exclude: Sequence[str] = ()) -> None:
     """End a running job and queue it again, under the same id.
 
-    Slurm takes other nodes for a job only while it waits, so with `exclude` it is requeued on hold, changed, and released; this process is
-    one of those that Slurm ends meanwhile, and ignores SIGTERM until it is done. Slurm would also revive a job that was cancelled: ask
-    for `job_state` first, and requeue only what is RUNNING or whose wall time ended.
+    This process and Slurm's command are among those that Slurm ends for it, at times before the command has had its answer: both ignore
+    SIGTERM until it is done. Slurm takes other nodes for a job only while it waits, so with `exclude` it is requeued on hold, changed, and
+    released. Slurm would also revive a job that was cancelled: ask for `job_state` first, and requeue only what is RUNNING or whose wall
+    time ended.
 
     Args:
         exclude: Nodes that it shall not get any more, beside those that it has been told to avoid already.
@@ -213,7 +218,8 @@ def requeue(job_id: str, exclude: Sequence[str] = ()) -> None:
     if known is None:
         raise InputError(f"{refusal}: Slurm does not know it")
     if not exclude:
-        ask("scontrol", "requeue", known.id, refusal=refusal)
+        with deaf_to_termination():
+            ask("scontrol", "requeue", known.id, refusal=refusal)
         return
     before = hosts(known.excluded)
     avoided = [*before, *(node for node in exclude if node not in before)]
@@ -243,6 +249,7 @@ def refuse_without_nodes(known: Job, avoided: Sequence[str]) -> None:
 
 @contextmanager
 def deaf_to_termination() -> Iterator[None]:
+    """Ignore SIGTERM, here and in what is started from here."""
     previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         yield

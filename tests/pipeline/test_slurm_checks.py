@@ -1,10 +1,13 @@
 """What is found out about a cluster and a run, from what Slurm and files say."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from data_prep.files import InputError
 from pipeline.slurm import checks, cluster, status
 from pipeline.slurm.record import Record
 
@@ -32,6 +35,35 @@ def test_a_running_job_is_read_from_scontrol():
 def test_a_waiting_job_has_neither_start_nor_end():
     job = cluster.job_of("JobId=7 JobName=x JobState=PENDING Reason=Priority StartTime=Unknown EndTime=Unknown")
     assert (job.id, job.started, job.ends, job.reason, job.over) == ("7", None, None, "Priority", False)
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """A stand-in that is ended before it answers, as by a cluster that is quick to end the job that asks."""
+    program = tmp_path / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = show ]; then echo "JobId=7 JobName=x JobState=RUNNING"; exit; fi\n'
+        "kill -TERM $$\n"
+        f'echo "$@" >> {tmp_path}/asked\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return tmp_path / "asked"
+
+
+def test_a_job_that_ends_as_it_is_requeued_is_requeued_all_the_same(scontrol):
+    before = signal.getsignal(signal.SIGTERM)
+    cluster.requeue("7")
+    assert scontrol.read_text() == "requeue 7\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_command_that_was_ended_before_its_answer_is_told_from_a_refusal(scontrol):
+    with pytest.raises(InputError, match="^no hold: scontrol was ended by SIGTERM before its answer$"):
+        cluster.ask("scontrol", "hold", "7", refusal="no hold")
+    assert not scontrol.exists()
 
 
 @pytest.mark.parametrize(
